@@ -13,11 +13,13 @@ export POLARS_MAX_THREADS ?= 1
 # Processes of tests and workers share the bytecode that one of them has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup lock demo test fast coverage bench chaos simulate simulate-rules lint format clean
+.PHONY: help setup lock demo servers test fast coverage bench chaos simulate simulate-rules lint \
+  format docs clean
 
 help:
 	@echo "make setup   make .venv with all that demo and test need"
 	@echo "make demo    run broker, worker and input; DEMO_SECONDS=20 makes it a check that ends"
+	@echo "make servers run Kafka and Cassandra on fixed ports, with Java 17 and Maven; KAFKA_PORT=9092 CASSANDRA_PORT=9042 FOLDER=.cache/servers"
 	@echo "make test    lint, types, import rules and every test"
 	@echo "make fast    the tests without brokers and servers"
 	@echo "make coverage        branches that these tests reach; COVERED='not slow and not server'"
@@ -27,6 +29,7 @@ help:
 	@echo "make simulate-rules  the same without each rule in turn, which must fail; SEEDS=400 FAILURES=1"
 	@echo "make lint    the first three of these"
 	@echo "make format  let the formatter rewrite the code"
+	@echo "make docs    make the site of docs/ in build/docs; any warning ends it"
 	@echo "make lock    write the hashes of all packages in requirements.lock anew; needs uv"
 	@echo "make clean   remove .venv and everything that was made"
 
@@ -55,6 +58,10 @@ lock:
 
 demo: setup
 	@$(BIN)/python -m app demo
+
+servers: setup
+	@$(BIN)/python -m tests.servers $(if $(KAFKA_PORT),--kafka-port $(KAFKA_PORT)) \
+	  $(if $(CASSANDRA_PORT),--cassandra-port $(CASSANDRA_PORT)) $(if $(FOLDER),--folder $(FOLDER))
 
 # More processes than cores: most of the time tests wait for groups to form, sessions to expire and
 # servers to start. One that dies ends the run with the name of its test: one that took its place
@@ -108,6 +115,11 @@ lint: setup
 format: setup
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format .
+
+# The site's pages are those of docs/; a page that no other leads to, or a link to nothing, is a fault.
+docs: setup
+	@$(BIN)/python -m sphinx -W --keep-going -q -d .cache/doctrees docs build/docs
+	@echo "open build/docs/index.html"
 
 clean:
 	@rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from agents.decode.records import Decoder
 from agents.decode.schemas import Schemas
@@ -12,6 +14,17 @@ from agents.fold.small import SmallBatchFolder
 from agents.partition.owned_partition import OwnedPartition
 from agents.partition.owners import PartitionManager
 from tables.record.chunk import Chunk, Run
+
+
+class TypesSeen(NamedTuple):
+    """The event types of a source since the worker started.
+
+    ``selected`` are some of those that a layer selects; ``unselected`` are the events by type of
+    those that no layer selects.
+    """
+
+    selected: set[str]
+    unselected: Mapping[str, int]
 
 
 class Ingest:
@@ -28,6 +41,16 @@ class Ingest:
             for topic, plan in owners.plans.items()
             if plan.source is not None
         }
+
+    def types(self) -> dict[str, TypesSeen]:
+        """Return the event types of each source, by its name."""
+        found = {}
+        for topic, (_, folder, small) in self._steps.items():
+            source = self._owners.plans[topic].source
+            assert source is not None, "the topics of layers have no steps"
+            both = folder.classifier.selected() | small.classifier.selected()
+            found[source.name] = TypesSeen(both, folder.classifier.unselected)
+        return found
 
     async def handle(self, chunk: Chunk) -> None:
         """Take a chunk through one cycle of docs/formats/journal.md."""

@@ -22,12 +22,16 @@ from treasure_map.version import version
 
 COMMANDS = {
     "broker": "app.commands.broker",
+    "layers": "app.commands.layers",
     "map": "app.commands.map",
     "produce": "app.commands.produce",
     "query": "app.commands.query",
     "replay": "app.commands.replay",
+    "status": "app.commands.status",
+    "reset": "app.commands.reset",
     "deadletters": "app.commands.deadletters",
     "demo": "app.commands.demo",
+    "doctor": "app.commands.doctor",
     "generate": "app.commands.generate",
     "token": "app.commands.token",
     "try": "app.commands.try_",

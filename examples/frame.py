@@ -19,7 +19,7 @@ def main(url: str = "http://127.0.0.1:6066") -> None:
     with QueryClient(url) as client:
         days = client.frame("departures_hour", DAYS)
     busiest = days.sort("count", descending=True).unique("origin", keep="first")
-    starts = pl.from_epoch("window_start", time_unit="ms").dt.date()
+    starts = pl.col("window_start").dt.date()
     for origin, day, count in busiest.sort("origin").select("origin", starts, "count").iter_rows():
         print(origin, day, count)
 

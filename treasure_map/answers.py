@@ -58,9 +58,18 @@ class RowsRead(msgspec.Struct, frozen=True):
     archived: int
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """The instants that were asked for, in ms; None for an end that was left open."""
+
+    from_ms: int | None = msgspec.field(name="from")
+    to_ms: int | None = msgspec.field(name="to")
+
+
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """One page of cells; ``cursor`` asks for the next one, None at the end.
 
+    The range of all pages is ``[from, to)`` in ms, in whole windows; ``asked`` is there if other
+    instants were asked for. ``rows_after`` cells follow this page.
     ``partial`` says that owners did not answer, so that their open cells are missing: as many of
     the layer's ``partitions`` were served. ``whole_from`` is, by measure that the layer got later,
     from when on it is known, in ms, if that is after the start of the range: in earlier cells it
@@ -69,12 +78,16 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
     layer: str
     map_revision: int
+    from_ms: int = msgspec.field(name="from")
+    to_ms: int = msgspec.field(name="to")
+    asked: Asked | UnsetType = UNSET
     partial: bool
     partitions_served: int
     partitions: int
     rows_read: RowsRead
     whole_from: dict[str, int | None]
     hint: str | UnsetType = UNSET
+    rows_after: int
     cells: list[Cell]
     cursor: str | None
 
@@ -82,7 +95,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True):
     """The cells of all pages that were read; ``more`` says that the limit cut some off.
 
-    ``whole_from`` is as of a :class:`Page`.
+    ``rows_after`` is how many those are. ``whole_from`` and the range are as of a :class:`Page`.
     """
 
     layer: str
@@ -90,6 +103,9 @@ class Answer(msgspec.Struct, frozen=True):
     more: bool
     cells: list[Cell]
     whole_from: dict[str, int | None] = {}
+    rows_after: int = 0
+    from_ms: int = msgspec.field(name="from", default=0)
+    to_ms: int = msgspec.field(name="to", default=0)
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -139,6 +155,9 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
         keys: the number of keys that there were.
         family: the family's name.
         map_revision: the revision of the worker's map.
+        from_ms: the start of the range of all pages, of a whole window.
+        to_ms: its end.
+        asked: the instants that were asked for, if they are others.
         exactness: ``exact``, ``settling`` or ``partial``.
         final: whether no later answer can differ.
         as_of: by topic and partition, the offset up to which events are in.
@@ -148,6 +167,7 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
         cost: the cost of the answer.
         plan: the layers that it came from.
         hint: why there may be no rows.
+        rows_after: the number of rows that follow this page; 0 of a top.
         cells: the rows.
         cursor: asks for the next page; None at the end, and of a top.
     """
@@ -158,6 +178,9 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
     keys: int | UnsetType = UNSET
     family: str
     map_revision: int
+    from_ms: int = msgspec.field(name="from")
+    to_ms: int = msgspec.field(name="to")
+    asked: Asked | UnsetType = UNSET
     exactness: Literal["exact", "settling", "partial"]
     final: bool
     as_of: dict[str, dict[str, int]]
@@ -167,6 +190,7 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost
     plan: Plan
     hint: str | UnsetType = UNSET
+    rows_after: int
     cells: list[Row]
     cursor: str | None
 
@@ -197,8 +221,8 @@ class Families(msgspec.Struct, frozen=True):
 class FamilyAnswer(msgspec.Struct, frozen=True):
     """The rows of all pages that were read; ``more`` says that the limit cut some off.
 
-    ``exactness`` is the least of all pages; ``as_of``, watermark, age and ``whole_from`` are those
-    of the first.
+    ``rows_after`` is how many those are. ``exactness`` is the least of all pages; ``as_of``,
+    watermark, age, ``whole_from`` and the range ``[from, to)`` in ms are those of the first.
     """
 
     family: str
@@ -209,6 +233,9 @@ class FamilyAnswer(msgspec.Struct, frozen=True):
     rows: list[Row]
     more: bool
     whole_from: dict[str, int | None] = {}
+    rows_after: int = 0
+    from_ms: int = msgspec.field(name="from", default=0)
+    to_ms: int = msgspec.field(name="to", default=0)
 
 
 class LiveCell(Cell, frozen=True):

@@ -66,6 +66,9 @@ class QueryClient(Endpoint):
 
     map = _asks(requests.map)
     layers = _asks(requests.layers)
+    layer_report = _asks(requests.layer_report)
+    cluster = _asks(requests.cluster)
+    ready = _asks(requests.ready)
     families = _asks(requests.families)
     ledger = _asks(requests.ledger)
     page = _asks(requests.page)

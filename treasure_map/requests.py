@@ -29,7 +29,7 @@ from treasure_map.answers import (
     exact,
 )
 from treasure_map.extras import MissingExtraError
-from treasure_map.status import Layers, LayerStatus
+from treasure_map.status import Cluster, Layers, LayerStatus, Ready, WorkerAbout
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,6 +41,7 @@ Parameters = Sequence[tuple[str, str]]
 Time = int | str | dt.datetime | dt.date
 Value = str | int | bool
 Values = Value | Sequence[Value]
+OnPage = Callable[[dict[str, Any]], None]
 
 PAGE_CELLS = 1_000
 """Cells that the endpoint puts in a page by default."""
@@ -75,8 +76,10 @@ class Range:
     """The range and shape of a request to a family, or to the top of a layer.
 
     Attributes:
-        from_time: epoch milliseconds, RFC 3339 text, a date (UTC) or an aware datetime.
-        to_time: likewise; not in the range.
+        from_time: epoch milliseconds, RFC 3339 text, a date (UTC), an aware datetime, or text that
+            refers to the worker's clock, like ``"now-1h"`` or ``"today"``; None for the first
+            window there is. It is rounded down to the start of a window.
+        to_time: likewise, rounded up, and not in the range; None for the end of the last window.
         key: by key field, a value or several.
         prefix: by key field, the beginning of its text.
         step: one row for each of these, like ``1h``; None for the whole range.
@@ -85,8 +88,8 @@ class Range:
         more: further parameters, like ``deadline_ms`` or ``partial``.
     """
 
-    from_time: Time
-    to_time: Time
+    from_time: Time | None = None
+    to_time: Time | None = None
     key: Mapping[str, Values] = dataclasses.field(default_factory=dict)
     prefix: Mapping[str, str] = dataclasses.field(default_factory=dict)
     step: str | None = None
@@ -96,7 +99,7 @@ class Range:
 
     def parameters(self) -> list[tuple[str, str]]:
         """Return the parameters of the request."""
-        found = [("from", time_text(self.from_time)), ("to", time_text(self.to_time))]
+        found = _range(self.from_time, self.to_time)
         for name, values in self.key.items():
             several = [values] if isinstance(values, str | int) else values
             found += [(f"key.{name}", value_text(value)) for value in several]
@@ -119,6 +122,25 @@ def layers() -> Talk[list[LayerStatus]]:
     return _decoded((yield Request("/v1/layers")), Layers).layers
 
 
+def layer_report() -> Talk[Layers]:
+    """Return the counts of each layer on the worker, and the event types that no layer selects."""
+    return _decoded((yield Request("/v1/layers")), Layers)
+
+
+def cluster() -> Talk[list[WorkerAbout]]:
+    """Return the workers of the group, with their partitions."""
+    return _decoded((yield Request("/v1/cluster")), Cluster).workers
+
+
+def ready() -> Talk[Ready]:
+    """Return whether the worker is ready, and why not."""
+    response = yield Request("/readyz")
+    is_told = response.status == HTTPStatus.SERVICE_UNAVAILABLE and b'"ready"' in response.body
+    return _decoded(
+        dataclasses.replace(response, status=HTTPStatus.OK) if is_told else response, Ready
+    )
+
+
 def families() -> Talk[list[FamilyAbout]]:
     """Return the families of the map, with the possible requests to each."""
     return _decoded((yield Request("/v1/families")), Families).families
@@ -130,15 +152,15 @@ def ledger() -> Talk[dict[str, Any]]:
 
 
 def page(
-    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time, *,
-    limit: int | None = None, cursor: str | None = None,
+    layer: str, key: Mapping[str, Value], from_time: Time | None = None,
+    to_time: Time | None = None, *, limit: int | None = None, cursor: str | None = None,
 ) -> Talk[Page]:  # fmt: skip
-    """Return one page of the cells whose windows start in ``[from_time, to_time)``.
+    """Return one page of the cells whose windows have a time in ``[from_time, to_time)``.
 
     Args:
         layer: name of the layer.
         key: values of key fields; fields not named match all.
-        from_time: epoch milliseconds, RFC 3339 text, a date (UTC) or an aware datetime.
+        from_time: as of a :class:`Range`.
         to_time: likewise.
         limit: most cells of the page; None leaves it to the endpoint.
         cursor: that of the page before.
@@ -148,8 +170,8 @@ def page(
 
 
 def cells(
-    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time, *,
-    limit: int | None = None, page_cells: int | None = None,
+    layer: str, key: Mapping[str, Value], from_time: Time | None = None,
+    to_time: Time | None = None, *, limit: int | None = None, page_cells: int | None = None,
 ) -> Talk[Answer]:  # fmt: skip
     """Return the cells of all pages, at most ``limit`` of them; else as :func:`page`.
 
@@ -157,34 +179,43 @@ def cells(
     leaves it to the endpoint. Every page reads its range anew, so large ones are cheaper.
     """
     path, parameters = _cells_of(layer, key, from_time, to_time)
-    pages, found, more = yield from _pages(Page, path, parameters, limit, page_cells)
-    partial = any(one.partial for one in pages)
-    return Answer(pages[0].layer, partial, more, found, pages[0].whole_from)
+    pages, found, left = yield from _pages(Page, path, parameters, limit, page_cells)
+    first, partial = pages[0], any(one.partial for one in pages)
+    return Answer(
+        first.layer, partial, left > 0, found, first.whole_from, left, first.from_ms, first.to_ms
+    )
 
 
 def cells_frame(
-    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time, *,
-    page_cells: int | None = None,
+    layer: str, key: Mapping[str, Value], from_time: Time | None = None,
+    to_time: Time | None = None, *, page_cells: int | None = None, limit: int | None = None,
+    on_page: OnPage | None = None,
 ) -> Talk[pl.DataFrame]:  # fmt: skip
-    """Return the cells of all pages as a polars frame; they come as Arrow.
+    """Return the cells of all pages, at most ``limit``, as a polars frame; they come as Arrow.
+
+    ``on_page`` is called with the fields of each page but its cells, plan and cursor, so with
+    ``partial`` and ``rows_after``.
+
+    ``window_start`` and ``window_end`` are datetimes of UTC.
 
     Raises:
         MissingExtraError: polars is not installed.
     """
-    return (yield from _frame(*_cells_of(layer, key, from_time, to_time), page_cells))
+    asked = _cells_of(layer, key, from_time, to_time)
+    return (yield from _frame(*asked, page_cells, limit, on_page))
 
 
 def rows(
     family: str, asked: Range, *, limit: int | None = None, page_rows: int | None = None
 ) -> Talk[FamilyAnswer]:
     """Return the rows of all pages of a family, at most ``limit`` of them."""
-    pages, found, more = yield from _pages(
+    pages, found, left = yield from _pages(
         FamilyPage, _path("families", family, "cells"), asked.parameters(), limit, page_rows
     )
     first, exactness = pages[0], max((one.exactness for one in pages), key=_EXACTNESS.index)
     return FamilyAnswer(
-        first.family, exactness, first.as_of, first.watermark_ms, first.data_age_ms, found, more,
-        first.whole_from,
+        first.family, exactness, first.as_of, first.watermark_ms, first.data_age_ms, found,
+        left > 0, first.whole_from, left, first.from_ms, first.to_ms,
     )  # fmt: skip
 
 
@@ -196,14 +227,22 @@ def family_page(
     return (yield from _page(FamilyPage, path, asked.parameters(), limit, cursor))
 
 
-def frame(family: str, asked: Range, *, page_rows: int | None = None) -> Talk[pl.DataFrame]:
-    """Return all rows of a family as a polars frame; they come as Arrow.
+def frame(
+    family: str, asked: Range, *, page_rows: int | None = None, limit: int | None = None,
+    on_page: OnPage | None = None,
+) -> Talk[pl.DataFrame]:  # fmt: skip
+    """Return the rows of a family, at most ``limit``, as a polars frame; they come as Arrow.
+
+    ``on_page`` is called with the fields of each page but its cells, plan and cursor, so with
+    ``exactness`` and ``rows_after``.
+
+    ``window_start`` and ``window_end`` are datetimes of UTC.
 
     Raises:
         MissingExtraError: polars is not installed.
     """
     path = _path("families", family, "cells")
-    return (yield from _frame(path, asked.parameters(), page_rows))
+    return (yield from _frame(path, asked.parameters(), page_rows, limit, on_page))
 
 
 def top(layer: str, by: str, asked: Range, *, n: int = 10) -> Talk[FamilyPage]:
@@ -220,12 +259,14 @@ def live(layer: str, since: str, last_id: str, parameters: Mapping[str, str]) ->
 
 
 def told_as(talk: Callable[..., object], method: Method) -> Method:
-    """Give a client's method the name, the parameters and the text of its talk."""
+    """Give a client's method the name, parameters, answer and text of its talk."""
     method.__name__, method.__doc__ = talk.__name__, talk.__doc__
+    answer = talk.__annotations__["return"].removeprefix("Talk[").removesuffix("]")
+    method.__annotations__ = {**talk.__annotations__, "return": answer}
     signature = inspect.signature(talk)
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     method.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[own, *signature.parameters.values()], return_annotation=signature.empty
+        parameters=[own, *signature.parameters.values()], return_annotation=answer
     )
     return method
 
@@ -235,12 +276,18 @@ def _path(kind: str, name: str, part: str) -> str:
 
 
 def _cells_of(
-    layer: str, key: Mapping[str, Value], from_time: Time, to_time: Time
+    layer: str, key: Mapping[str, Value], from_time: Time | None, to_time: Time | None
 ) -> tuple[str, list[tuple[str, str]]]:
     """Return path and parameters of a request for cells of a layer."""
     parameters = [(f"key.{name}", value_text(value)) for name, value in key.items()]
-    parameters += [("from", time_text(from_time)), ("to", time_text(to_time))]
+    parameters += _range(from_time, to_time)
     return _path("layers", layer, "cells"), parameters
+
+
+def _range(from_time: Time | None, to_time: Time | None) -> list[tuple[str, str]]:
+    """Return the parameters of a range; an open end has none."""
+    ends = (("from", from_time), ("to", to_time))
+    return [(name, time_text(time)) for name, time in ends if time is not None]
 
 
 def _page(
@@ -254,36 +301,51 @@ def _page(
 
 def _pages(
     kind: type[AnyPage], path: str, parameters: Parameters, limit: int | None, size: int | None
-) -> Talk[tuple[list[AnyPage], list[Any], bool]]:
-    """Ask for all pages; return them, at most ``limit`` of their cells, and whether it cut some."""
+) -> Talk[tuple[list[AnyPage], list[Any], int]]:
+    """Ask for all pages; return them, at most ``limit`` of their cells, and how many it cut."""
     pages: list[AnyPage] = []
     found: list[Any] = []
     while True:
         left = None if limit is None else limit - len(found)
-        # None leaves it to the endpoint.
-        wanted = left if left is not None and left < (size or PAGE_CELLS) else size
+        wanted = _page_limit(size, left, len(pages[-1].cells) if pages else PAGE_CELLS)
         one = yield from _page(kind, path, parameters, wanted, pages[-1].cursor if pages else None)
         pages.append(one)
         found += one.cells[:left]
-        cut = left is not None and len(one.cells) > left
         if one.cursor is None or (limit is not None and len(found) >= limit):
-            return pages, found, cut or one.cursor is not None
+            cut = 0 if left is None else max(0, len(one.cells) - left)
+            return pages, found, cut + one.rows_after
 
 
-def _frame(path: str, parameters: Parameters, page_rows: int | None) -> Talk[pl.DataFrame]:
+def _page_limit(size: int | None, left: int | None, before: int) -> int | None:
+    """Return the limit of the next page; None leaves it to the endpoint.
+
+    ``size`` is that of all pages, ``left`` the rows still wanted, ``before`` the size of the page
+    before, which the endpoint chose.
+    """
+    return left if left is not None and left < (size or before) else size
+
+
+def _frame(
+    path: str, parameters: Parameters, page_rows: int | None, limit: int | None,
+    on_page: OnPage | None,
+) -> Talk[pl.DataFrame]:  # fmt: skip
     try:
         import polars as pl  # noqa: PLC0415 - only who wants frames has it
     except ImportError as error:
         raise MissingExtraError("cannot make a frame", "frame", error) from error
-    frames = []
+    frames: list[pl.DataFrame] = []
     cursor = None
     while True:
-        target = _target(path, parameters, page_rows, cursor)
+        left = None if limit is None else limit - sum(frame.height for frame in frames)
+        size = _page_limit(page_rows, left, frames[-1].height if frames else PAGE_CELLS)
+        target = _target(path, parameters, size, cursor)
         response = yield Request(target, {"Accept": "application/vnd.apache.arrow.stream"})
         _check(response)
         frames.append(pl.read_ipc_stream(io.BytesIO(response.body)))
+        if on_page is not None:
+            on_page(msgspec.json.decode(response.headers["treasure-map-answer"]))
         cursor = response.headers.get("treasure-map-cursor")
-        if cursor is None:
+        if cursor is None or (left is not None and frames[-1].height >= left):
             return pl.concat(frames)
 
 

@@ -20,6 +20,10 @@ class LayerStatus(msgspec.Struct, frozen=True, kw_only=True):
         partitions: the partitions of its input that the worker owns.
         whole_from: by such partition, from when on ``cells`` and measures that the map got later
             are whole, in ms; None while that is not known.
+        selected: the events, or contributions of a finer layer, that it has selected.
+        first_ms: the start of its first window; None if it has none, or that is not known.
+        last_ms: the start of its last window, or of one that would be after it.
+        hint: why it has selected nothing, though there were events.
     """
 
     name: str
@@ -31,21 +35,34 @@ class LayerStatus(msgspec.Struct, frozen=True, kw_only=True):
     floor_ms: int | None
     partitions: list[int]
     whole_from: dict[str, dict[str, int | None]]
+    selected: int = 0
+    first_ms: int | None = None
+    last_ms: int | None = None
+    hint: str | UnsetType = UNSET
 
 
 class Layers(msgspec.Struct, frozen=True):
-    """The counts and times of all layers on one worker."""
+    """The counts and times of all layers on one worker.
+
+    ``unselected`` has, by source, the event types that no layer selects, with their events since
+    the worker started. Of the most types, the rest is counted as ``...``.
+    """
 
     layers: list[LayerStatus]
+    unselected: dict[str, dict[str, int]] = {}
 
 
 class WorkerAbout(msgspec.Struct, frozen=True):
-    """One worker of the group; ``problem`` says why it is not asked or not trusted."""
+    """One worker of the group, with its number of partitions, and those by topic.
+
+    ``problem`` says why it is not asked or not trusted.
+    """
 
     url: str
     own: bool
     partitions: int
     problem: str
+    owns: dict[str, list[int]] = {}
 
 
 class Cluster(msgspec.Struct, frozen=True):
@@ -55,7 +72,11 @@ class Cluster(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether a worker is restored and caught up; without a wanted token, it says no more."""
+    """Whether a worker is restored and caught up; without a wanted token, it says no more.
+
+    ``lag`` has the records that are not read yet, by topic and partition; None before a partition's
+    first fetch.
+    """
 
     ready: bool
     reason: str | UnsetType = UNSET
@@ -65,6 +86,10 @@ class Ready(msgspec.Struct, frozen=True):
     paused: dict[str, list[str]] | UnsetType = UNSET
     insecure: bool | UnsetType = UNSET
     warnings: list[str] | UnsetType = UNSET
+    map: str | UnsetType = UNSET
+    map_revision: int | UnsetType = UNSET
+    version: str | UnsetType = UNSET
+    lag: dict[str, dict[str, int | None]] | UnsetType = UNSET
 
 
 class Live(msgspec.Struct, frozen=True):

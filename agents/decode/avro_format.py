@@ -115,7 +115,7 @@ class AvroDecoder:
 
     def _plain(self, kind: str, value: Any) -> Any:
         """Return the value of a declared type, ``time`` among them, as JSON would have it."""
-        if kind == "float" and isinstance(value, Scaled):
+        if kind in ("float", "number") and isinstance(value, Scaled):
             value = float(value)
         return plain_value(self._events, kind, value)
 

@@ -7,16 +7,21 @@ of a record, from :class:`ColumnEvents` if it returns anything else that becomes
 from __future__ import annotations
 
 import abc
-import math
-from collections.abc import Callable
 from typing import ClassVar, cast
 
 import polars as pl
 
-from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN, RECORD_SPAN
-from agents.decode.json_events import COLUMNS, parse_times
+from agents.decode.conversions import Converted, cast_column, convert_column, is_text
+from agents.decode.event_batch import (
+    DETAIL_CHARS_MAX,
+    ID_COLUMN,
+    INDEX_COLUMN,
+    NULLED_PREFIX,
+    RECORD_SPAN,
+)
 from agents.decode.record_format import RunResults
-from tables.model.layer import Source
+from agents.decode.times import TimeReader
+from tables.model.layer import Field, Source
 from tables.model.path import Path
 from tables.model.window import DAY_MS, TIME_MS_MAX, TIME_MS_MIN
 from tables.state.cell import in_order
@@ -49,6 +54,7 @@ class ColumnEvents:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._times = TimeReader(source)
         self.wanted = list(dict.fromkeys(str(path[0]) for path in source.paths))
 
     def add(
@@ -96,8 +102,12 @@ class ColumnEvents:
         if time.null_count() or frame["type"].null_count():
             faults.add("missing", time.is_null() | frame["type"].is_null())
         for field in source.fields:
-            is_time = field.at == source.time_at
-            column = time if is_time else self._field(found, field.at, field.type, faults)
+            if field.at == source.time_at:
+                column = time
+            elif field.converts:
+                column = self._converted(found, field, faults, frame)
+            else:
+                column = self._field(found, field.at, field.type, faults)
             frame[field.name] = column
             if field.required and column.null_count():
                 faults.add("missing", column.is_null())
@@ -121,8 +131,10 @@ class ColumnEvents:
             times = column.cast(pl.Int64) // _MS_PER[kind.time_unit]
         elif kind == pl.Date:
             times = column.cast(pl.Int64) * DAY_MS
-        elif _is_text(kind):
-            times = parse_times(column.cast(pl.String))
+        elif is_text(kind):
+            times = self._times.texts(column.cast(pl.String))
+        elif kind.is_float() and self._source.time_fraction:
+            times = self._times.floats(column)
         else:
             faults.add("wrong_type", column.is_not_null())
             return pl.repeat(None, found.height, dtype=pl.Int64, eager=True)
@@ -138,18 +150,20 @@ class ColumnEvents:
         return self._field(found, path, declared or kind, faults).cast(pl.String)
 
     def _field(self, found: pl.DataFrame, path: Path, kind: str, faults: Faults) -> pl.Series:
-        column = _column_at(found, path)
-        if not (column.dtype == pl.Null or _TAKES[kind](column.dtype)):
-            if column.null_count() < column.len():
-                faults.add("wrong_type", column.is_not_null())
-            return pl.repeat(None, found.height, dtype=COLUMNS[kind], eager=True)
-        values = column.cast(COLUMNS[kind], strict=False)
-        if kind == "int" and values.null_count() != column.null_count():
-            faults.add("out_of_range", column.is_not_null() & values.is_null())
-        # All terms of a finite sum are finite; a sum that is not finite may still have good terms.
-        if kind == "float" and not math.isfinite(values.sum()):
-            faults.add("not_finite", ~values.is_finite().fill_null(value=True))
-        return values
+        return faults.of(cast_column(_column_at(found, path), kind))
+
+    def _converted(
+        self, found: pl.DataFrame, field: Field, faults: Faults, frame: dict[str, pl.Series]
+    ) -> pl.Series:
+        """Return the column of a field that converts values, and add where it nulled one."""
+        converted = convert_column(_column_at(found, field.at), field)
+        if not field.null_on_error:
+            return faults.of(converted)
+        wrong = pl.repeat(value=False, n=found.height, eager=True)
+        for _, mask in converted.faults:
+            wrong |= mask
+        frame[NULLED_PREFIX + field.name] = wrong
+        return converted.values.set(wrong, None)
 
 
 class ColumnDecoder(ColumnEvents, abc.ABC):
@@ -218,6 +232,12 @@ class Faults:
         self._rows = rows
         self.reasons: pl.Series | None = None
 
+    def of(self, converted: Converted) -> pl.Series:
+        """Add the faults of a column; return its values."""
+        for reason, mask in converted.faults:
+            self.add(reason, mask)
+        return converted.values
+
     def add(self, reason: str, mask: pl.Series) -> None:
         """Add a reason to the rows for which ``mask`` is true."""
         if not mask.any():
@@ -257,16 +277,3 @@ def _column_at(frame: pl.DataFrame, path: Path) -> pl.Series:
         else:
             return nothing
     return column
-
-
-def _is_text(kind: pl.DataType) -> bool:
-    return isinstance(kind, pl.String | pl.Categorical | pl.Enum)
-
-
-_WIDE = (pl.Int128, pl.UInt128)
-_TAKES: dict[str, Callable[[pl.DataType], bool]] = {
-    "string": _is_text,
-    "int": lambda kind: kind.is_integer() and not isinstance(kind, _WIDE),
-    "bool": lambda kind: isinstance(kind, pl.Boolean),
-    "float": lambda kind: kind.is_float() or kind.is_integer(),
-}

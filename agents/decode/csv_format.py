@@ -15,15 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import msgspec
 import polars as pl
 
 from agents.decode.column_events import ColumnEvents, Faults
 from agents.decode.event_batch import DETAIL_CHARS_MAX, RECORD_SPAN
-from agents.decode.json_events import parse_times
 from agents.decode.record_format import RecordFormat, RunResults
-from agents.decode.text_values import WHOLE, text_values
 from tables.model.layer import RecordForm, Source
-from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
+from tables.model.path import Path
 
 _CSV_TYPE = "text/csv"
 _REASON = "csv"
@@ -44,7 +43,7 @@ class CsvDecoder(ColumnEvents):
     alone = frozenset((_REASON,))
 
     def __init__(self, source: Source) -> None:
-        super().__init__(source)
+        super().__init__(_of_texts(source))
         declared = (
             source.format if source.format and source.format.name == "csv" else RecordForm("csv")
         )
@@ -91,36 +90,9 @@ class CsvDecoder(ColumnEvents):
         text = "".join(f"{row}\r\n" for row in [*names, *(rows[event] for event in events)])
         return text.encode("utf-8", "surrogateescape"), _CSV_TYPE
 
-    def events(
-        self, found: pl.DataFrame, faults: Faults | None = None
-    ) -> tuple[pl.DataFrame, pl.Series | None]:
-        """Return time, type and declared fields of columns of text, as those of typed columns."""
-        source = self._source
-        faults = faults or Faults(found.height)
-        kinds = {field.at: field.type for field in source.fields if field.at != source.time_at}
-        for path, kind in kinds.items():
-            if len(path) == 1 and path[0] in found.columns:
-                name = str(path[0])
-                taken = text_values(found[name], kind)
-                faults.add("wrong_type", taken.wrong)
-                faults.add("out_of_range", taken.beyond)
-                found = found.with_columns(taken.values.alias(name))
-        if source.time_at[0] in found.columns and len(source.time_at) == 1:
-            name = str(source.time_at[0])
-            found = found.with_columns(self._instants(found[name], faults).alias(name))
-        return super().events(found, faults)
-
-    def _instants(self, texts: pl.Series, faults: Faults) -> pl.Series:
-        """Return the times of texts, which are whole numbers or of RFC 3339."""
-        unit = self._source.time_unit_ms
-        is_whole = texts.str.contains(WHOLE).fill_null(value=False)
-        numbers = texts.set(~is_whole, None).cast(pl.Int64, strict=False)
-        usable = numbers.is_between(-(-TIME_MS_MIN // unit), TIME_MS_MAX // unit)
-        times = numbers.set(~usable.fill_null(value=False), None) * unit
-        if not is_whole.all():
-            times = times.zip_with(is_whole, parse_times(texts))
-        faults.add("out_of_range", texts.is_not_null() & times.is_null())
-        return times.cast(pl.Datetime("ms"))
+    def _id(self, found: pl.DataFrame, path: Path, faults: Faults) -> pl.Series:
+        """Return ids as they are written; a declared type has been checked."""
+        return self._field(found, path, "string", faults)
 
     def _read(self, value: bytes) -> tuple[Columns, list[tuple[str, bool]]]:
         """Return the names of a record's columns, and its rows.
@@ -193,6 +165,15 @@ class CsvDecoder(ColumnEvents):
         if not frame:
             frame = {"none": pl.repeat(None, len(rows), eager=True)}
         return pl.DataFrame(frame), is_broken
+
+
+def _of_texts(source: Source) -> Source:
+    """Return a source that takes each number and boolean, its time too, from its text."""
+    fields = tuple(
+        field if field.type == "string" else msgspec.structs.replace(field, text=True)
+        for field in source.fields
+    )
+    return msgspec.structs.replace(source, fields=fields, time_text=True)
 
 
 def _text(value: bytes) -> str:

@@ -24,6 +24,9 @@ INDEX_COLUMN = ".event_index"
 ID_COLUMN = ".id"
 """The column of event ids; no declared field can have this name, nor that of their indexes."""
 
+NULLED_PREFIX = ".nulled_"
+"""The prefix of Boolean columns: whether a wrong value of the field became null."""
+
 SMALL_VALUES_MAX = 2_000
 """Values below which a loop in Python beats the start-up cost of a query of polars."""
 

@@ -53,14 +53,23 @@ class EventStruct:
 
     Args:
         leaves: the values by path. No path is the beginning of another one.
+        convert: returns the value of a leaf whose type msgspec does not know, by that type.
+        takes_all: some leaves take every value, also numbers that are out of range.
     """
 
-    def __init__(self, leaves: Mapping[Path, Leaf]) -> None:
+    def __init__(
+        self,
+        leaves: Mapping[Path, Leaf],
+        convert: Callable[[type, Any], Any] | None = None,
+        *,
+        takes_all: bool = False,
+    ) -> None:
         self._in_two_steps = any(_is_unusual(step) for path in leaves for step in path)
         self._root = self._node("", dict(leaves), itertools.count())
         is_nested = any(isinstance(below, _Node) for below in self._root.steps.values())
-        self._may_miss = is_nested and not self._in_two_steps
-        self._typed: Any = msgspec.json.Decoder(self._root.kind)
+        self._may_miss = (is_nested or takes_all) and not self._in_two_steps
+        self._convert = convert
+        self._typed: Any = msgspec.json.Decoder(self._root.kind, dec_hook=convert)
         self._plain = msgspec.json.Decoder(float_hook=_float)
         self._attributes = {
             leaf.attribute: ".".join(self._chain(path)) for path, leaf in leaves.items()
@@ -88,7 +97,7 @@ class EventStruct:
         """
         shaped = self._shaped(values, self._root)
         self._make_plain(shaped, self._root, plain)
-        return msgspec.convert(shaped, self._root.kind)
+        return msgspec.convert(shaped, self._root.kind, dec_hook=self._convert)
 
     def event(self, values: Mapping[str, Any]) -> Any:
         """Return a struct with these values by attribute, and null for all others."""
@@ -141,7 +150,7 @@ class EventStruct:
         found = self._plain.decode(text)
         if isinstance(found, dict):
             found = self._shaped(found, self._root)
-        return msgspec.convert(found, self._root.kind)
+        return msgspec.convert(found, self._root.kind, dec_hook=self._convert)
 
     def _shaped(self, value: Any, node: _Node) -> dict[str, Any]:
         """Return the part of a value that the map reads, with nothing but objects on the way."""

@@ -15,22 +15,18 @@ from typing import Annotated, Any
 import msgspec
 import polars as pl
 
-from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN
+from agents.decode.conversions import COLUMNS, NULLED, value_converter
+from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN, NULLED_PREFIX
 from agents.decode.event_struct import EventStruct, Leaf
+from agents.decode.times import TimeReader, parse_times
 from tables.model.layer import Source
 from tables.model.path import Path
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _TYPES: dict[str, Any] = {"string": str, "int": _Int64, "bool": bool, "float": float}
-COLUMNS: dict[str, pl.DataType] = {
-    "string": pl.String(),
-    "int": pl.Int64(),
-    "bool": pl.Boolean(),
-    "float": pl.Float64(),
-}
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_RFC3339 = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
+_ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -50,22 +46,31 @@ class JsonEvents:
     """
 
     def __init__(self, source: Source) -> None:
-        self._unit = source.time_unit_ms
+        unit = source.time_unit_ms
         # Times that no calendar can compute are malformed like any wrong type.
-        bounds = msgspec.Meta(ge=-(-TIME_MS_MIN // self._unit), le=TIME_MS_MAX // self._unit)
+        bounds = msgspec.Meta(ge=-(-TIME_MS_MIN // unit), le=TIME_MS_MAX // unit)
+        time: Any = Annotated[int, bounds] | str
+        self._offset, self._is_seconds = source.time_offset, unit > 1
+        self._unit = unit
+        if source.time_text or source.time_fraction:
+            time, self._unit = _converting(TimeReader(source).value), 1
         leaves = {
-            source.time_at: Leaf("time_", Annotated[int, bounds] | str, required=True),
+            source.time_at: Leaf("time_", time, required=True),
             source.type_at: Leaf("type_", str, required=True),
         }
         for field in source.fields:
-            kind = _TYPES[field.type] if field.required else _TYPES[field.type] | None
+            kind = _converting(value_converter(field)) if field.converts else _TYPES[field.type]
+            kind = kind if field.required else kind | None
             leaves.setdefault(field.at, Leaf(f"field_{field.name}", kind, field.required))
         if source.id_at is not None:
             leaves.setdefault(source.id_at, Leaf("id_", _Int64 | str | None))
-        kinds: dict[Path, str] = {field.at: field.type for field in source.fields}
+        kinds: dict[Path, str] = {
+            f.at: "number" if f.converts and f.type == "float" else f.type for f in source.fields
+        }
         kinds |= {source.time_at: "time", source.type_at: "string"}
         self._kinds = {leaf.attribute: kinds.get(path, "id") for path, leaf in leaves.items()}
-        self._struct = EventStruct(leaves)
+        self._nullable = {field.name for field in source.nullable}
+        self._struct = EventStruct(leaves, _convert, takes_all=bool(self._nullable))
         self._decode = self._struct.decode
         self._id = None if source.id_at is None else leaves[source.id_at].attribute
         self._time_path = f"`$.{'.'.join(map(str, source.time_at))}`"
@@ -123,6 +128,15 @@ class JsonEvents:
             return 0
         return len(lines)
 
+    def decode_array(self, value: bytes, events: list[Any]) -> int:
+        """Add the event of each element to ``events``, as :meth:`decode_lines` does of lines."""
+        before = len(events)
+        try:
+            events.extend(map(self._decode, elements_of(value) or ()))
+        except UNREADABLE:
+            del events[before:]
+        return len(events) - before
+
     def decode_one(self, line: bytes) -> Any:
         """Return the event of a line, or the :class:`EventFault` for which it is not one."""
         try:
@@ -138,7 +152,8 @@ class JsonEvents:
         Args:
             values: the values, as those of JSON, in dicts and lists.
             plain: returns a value as one of JSON, given the declared type: ``time`` of the time,
-                ``id`` of an id that is not declared, else as fields have it.
+                ``id`` of an id that is not declared, ``number`` of a float with options, else as
+                fields have it.
         """
         try:
             return self._struct.take(values, lambda at, found: plain(self._kinds[at], found))
@@ -147,8 +162,8 @@ class JsonEvents:
 
     def instant(self, time_ms: int) -> int | str:
         """Return milliseconds as the time of an event, which may be in seconds."""
-        if self._unit == 1 or not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
-            return time_ms if self._unit == 1 else TIME_MS_MAX
+        if not self._is_seconds or not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+            return TIME_MS_MAX if self._is_seconds else time_ms
         at = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=time_ms)
         return at.isoformat()
 
@@ -175,11 +190,15 @@ class JsonEvents:
             "type": pl.Series(self._struct.column("type_", events), dtype=pl.String),
         }
         for name, (attribute, kind) in self._columns.items():
-            columns[name] = (
-                columns["time"]
-                if attribute == "time_"
-                else pl.Series(self._struct.column(attribute, events), dtype=kind)
-            )
+            if attribute == "time_":
+                columns[name] = columns["time"]
+                continue
+            values = self._struct.column(attribute, events)
+            if name in self._nullable:
+                nulled = [value is NULLED for value in values]
+                columns[NULLED_PREFIX + name] = pl.Series(nulled, dtype=pl.Boolean)
+                values = [None if value is NULLED else value for value in values]
+            columns[name] = pl.Series(values, dtype=kind)
         if self._id is not None:
             columns[ID_COLUMN] = _texts(self._struct.column(self._id, events))
         return pl.DataFrame(columns)
@@ -201,7 +220,7 @@ class JsonEvents:
     def _fault(self, detail: str) -> EventFault:
         """Return the fault that a validation error's words are about."""
         reason = _reason(detail)
-        if reason == "out_of_range" and self._unit > 1 and detail.endswith(self._time_path):
+        if reason == "out_of_range" and self._is_seconds and detail.endswith(self._time_path):
             detail += "; are these milliseconds instead of seconds?"
         return EventFault(reason, detail[:DETAIL_CHARS_MAX])
 
@@ -213,7 +232,9 @@ class JsonEvents:
         except TypeError:
             numbers = pl.Series([t if type(t) is int else None for t in times], dtype=pl.Int64)
             texts = pl.Series([t if type(t) is str else None for t in times], dtype=pl.String)
-            return self._scaled(numbers, events).zip_with(texts.is_null(), parse_times(texts))
+            return self._scaled(numbers, events).zip_with(
+                texts.is_null(), parse_times(texts, self._offset)
+            )
         return self._scaled(numbers, events)
 
     def _scaled(self, numbers: pl.Series, events: Sequence[Any]) -> pl.Series:
@@ -229,18 +250,35 @@ def are_utf8(values: Sequence[bytes]) -> bool:
     return all(map(bytes.isascii, values)) or all(map(_is_utf8, values))
 
 
-def parse_times(texts: pl.Series) -> pl.Series:
-    """Return the milliseconds of RFC 3339 texts, cut off towards the past; null for others."""
-    micros = texts.str.to_datetime("%+", time_unit="us", strict=False).cast(pl.Int64)
-    times = micros // 1_000
-    # The parser accepts more than RFC 3339: signs, single digits, spaces.
-    strict = texts.str.contains(_RFC3339) & times.is_between(TIME_MS_MIN, TIME_MS_MAX)
-    return times.set(~strict.fill_null(value=False), None)
+def elements_of(value: bytes) -> list[bytes] | None:
+    """Return the texts of the elements of a JSON array; None if a value is no array."""
+    if not value.lstrip(b" \t\r\n").startswith(b"["):
+        return None
+    try:
+        return list(map(bytes, _ARRAY.decode(value)))
+    except UNREADABLE:
+        return None
 
 
 def lines_of(value: bytes) -> list[bytes]:
     """Return the lines of a value that are not blank; an event's index counts these."""
     return [line for line in value.split(b"\n") if line.strip()]
+
+
+class _AnyValue(type):
+    """The type of types of which every value is an instance, as msgspec asks."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return True
+
+
+def _converting(convert: Callable[[Any], Any]) -> Any:
+    """Return a type for msgspec whose values a function converts."""
+    return _AnyValue("Converted", (), {"convert": staticmethod(convert)})
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    return kind.convert(value)
 
 
 def _texts(values: Sequence[str | int | None]) -> pl.Series:

@@ -1,14 +1,18 @@
-"""JSON as a format of records: one document per record, lines of events, or either of them."""
+"""JSON as a format of records: one document per record, lines of events, or either of them.
+
+A document is one event or, if the source has arrays, also an array of events.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import polars as pl
 
 from agents.decode.event_batch import RECORD_SPAN
-from agents.decode.json_events import JsonEvents, are_utf8, lines_of
+from agents.decode.json_events import JsonEvents, are_utf8, elements_of, lines_of
 from agents.decode.record_format import RecordFormat, RunResults
 from agents.decode.struct_events import add_structs
 from tables.model.layer import Source
@@ -25,12 +29,15 @@ class JsonDecoder:
     def __init__(self, source: Source, *, lines: bool | None) -> None:
         self._json = JsonEvents(source)
         self._lines = lines
+        self._has_arrays = source.arrays and lines is not True
 
     def decode(self, run: RunResults, first: int, values: list[bytes]) -> None:
         """Decode records: all at once, but one by one those that are not one event each."""
         has_lines = b"\n" in values[0] if self._lines is None else self._lines
-        if has_lines and are_utf8(values):
-            self._decode_lines(run, first, values)
+        is_array = self._elements(values[0]) is not None
+        if (has_lines or is_array) and are_utf8(values):
+            decode = self._json.decode_array if is_array else self._json.decode_lines
+            self._decode_several(run, first, values, decode)
             return
         done = 0
         for found in self._json.decode_many(values, run.events.structs):
@@ -40,17 +47,25 @@ class JsonDecoder:
         _add_each(run, first + done, first + len(values))
 
     def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
-        """Return the document, or these of the lines."""
-        if self._is_document(value):
+        """Return the document, or these of the lines; those of an array become lines too."""
+        elements = self._elements(value)
+        if elements is None and self._is_document(value):
             return value, _JSON_TYPE
-        lines = lines_of(value)
+        # Between the texts of JSON a line feed is as good as any other blank.
+        lines = [one.replace(b"\n", b" ") for one in elements or lines_of(value)]
         return b"\n".join(lines[event] for event in events), _NDJSON_TYPE
 
-    def _decode_lines(self, run: RunResults, first: int, values: list[bytes]) -> None:
-        """Decode records of which most hold lines of events."""
+    def _decode_several(
+        self,
+        run: RunResults,
+        first: int,
+        values: list[bytes],
+        decode: Callable[[bytes, list[object]], int],
+    ) -> None:
+        """Decode records of which most hold several events, all of which ``decode`` returns."""
         indexes: list[range] = []
         for index, value in enumerate(values, first):
-            count = self._json.decode_lines(value, run.events.structs)
+            count = decode(value, run.events.structs)
             if count:
                 first_event = index * RECORD_SPAN
                 indexes.append(range(first_event, first_event + count))
@@ -67,9 +82,23 @@ class JsonDecoder:
         if not value.strip():
             run.refuse_blank(index)
             return
-        events = [value] if self._is_document(value) else lines_of(value)
+        events = self._events(value)
+        if not events:
+            run.refuse_record(index, "empty", "empty", "an array without events")
+            return
         indexes = add_structs(run, index, map(self._json.decode_one, events))
         run.events.add_indexes(pl.Series(indexes, dtype=pl.UInt64))
+
+    def _events(self, value: bytes) -> list[bytes]:
+        """Return the texts of a value's events."""
+        elements = self._elements(value)
+        if elements is not None:
+            return elements
+        return [value] if self._is_document(value) else lines_of(value)
+
+    def _elements(self, value: bytes) -> list[bytes] | None:
+        """Return the texts of the events in an array; None for any other value."""
+        return elements_of(value) if self._has_arrays else None
 
     def _is_document(self, value: bytes) -> bool:
         """Return whether a value is one JSON document rather than lines."""

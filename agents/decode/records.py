@@ -15,7 +15,13 @@ import polars as pl
 from agents.decode import formats
 from agents.decode.avro_format import frame_id
 from agents.decode.decoded_events import DecodedEvents
-from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch, SetAside
+from agents.decode.event_batch import (
+    INDEX_COLUMN,
+    NULLED_PREFIX,
+    RECORD_SPAN,
+    EventBatch,
+    SetAside,
+)
 from agents.decode.json_events import JsonEvents
 from agents.decode.run_decoder import RunDecoder, SourceFormats
 from agents.decode.schemas import Schemas
@@ -59,7 +65,8 @@ class Decoder:
             ledgers.append(decoder.ledger)
             bounds.append((first, events.rows))
         batch = _batch(runs, ledgers, bounds, events)
-        _refuse_no_times(batch)
+        _refuse_no_times(batch, self._source)
+        _count_nulled(batch, self._source)
         _refuse_future(batch, self._source.future_skew_ms)
         return batch
 
@@ -89,14 +96,24 @@ def _batch(
     return EventBatch(runs, events.frame(parts), bounds, ledgers, events.aside)
 
 
-def _refuse_no_times(batch: EventBatch) -> None:
+def _refuse_no_times(batch: EventBatch, source: Source) -> None:
     """Refuse events whose time is a text that is not a time."""
     times = batch.frame["time"]
     if times.null_count():
         nowhere = batch.frame.filter(times.is_null())
-        detail = "its time is not an RFC 3339 text with offset, of years 1 to 9999"
+        form = "an RFC 3339 text" if source.time_offset else "an RFC 3339 text with offset"
+        detail = f"its time is not {form}, of years 1 to 9999"
         batch.refuse(nowhere, "malformed", "out_of_range", detail)
         batch.keep(times.is_not_null())
+
+
+def _count_nulled(batch: EventBatch, source: Source) -> None:
+    """Count the wrong values that became null, of all events that are not malformed."""
+    for field in source.nullable:
+        nulled = batch.frame[NULLED_PREFIX + field.name]
+        for ledger, (first, last) in zip(batch.ledgers, batch.bounds, strict=True):
+            ledger.add_nulled(source.name, field.name, int(nulled[first:last].sum() or 0))
+        batch.frame = batch.frame.drop(nulled.name)
 
 
 def _refuse_future(batch: EventBatch, skew_ms: int) -> None:

@@ -17,6 +17,7 @@ from tables.model.layer import Source
 from tables.model.ledger import LedgerDelta, RecordColumn
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 from tables.record.chunk import Headers, RecordFault, Run
+from tables.record.gzip import GZIP_MAGIC, GzipError, inflate_gzip
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 from tables.record.remembered import Remembered
 
@@ -42,6 +43,7 @@ class SourceFormats:
         self._by_content_type = {form.content_type: decoder for form, decoder in decoders}
         self._by_magic = {magic: decoder for form, decoder in decoders for magic in form.magics}
         self._magics = tuple(self._by_magic)
+        self._packed = (GZIP_MAGIC,) if source.compression == "gzip" else ()
         self._content_types: dict[FormatDecoder | None, str] = {
             decoder: form.content_type for form, decoder in decoders
         }
@@ -50,12 +52,13 @@ class SourceFormats:
     def stretches(self, run: Run) -> Iterator[tuple[int, int, FormatDecoder | None]]:
         """Cut a run into stretches: the records ``[first, last)``, and the decoder of their format.
 
-        None stands for records that could not be read, have no value, or are of another format.
+        None stands for records that could not be read, have no value, are of another format, or
+        are packed.
         """
         values = run.values
         plain = bool(values) and not run.headers and not run.faults and None not in values
         # The decoder finds later values that begin with a magic, because they are not JSON.
-        if plain and not cast("bytes", values[0]).startswith(self._magics):
+        if plain and not cast("bytes", values[0]).startswith(self._magics + self._packed):
             yield 0, len(values), self._otherwise
             return
         forms = (self._of(run, index, value) for index, value in enumerate(values))
@@ -75,20 +78,31 @@ class SourceFormats:
 
         The part is the whole record if it could not be read, else ``item.events``.
         """
-        value = run.values[item.record]
-        form = self._of(run, item.record, value)
-        if item.events is None or value is None or form is None:
-            said = _content_type(run.headers.get(item.record, ()))
-            return value or b"", said or self._content_types.get(form, "")
+        value, headers = run.values[item.record], run.headers.get(item.record, ())
+        if item.events is None or value is None:
+            form = self._of(run, item.record, value)
+            return value or b"", _content_type(headers) or self._content_types.get(form, "")
+        if self.is_packed(value):
+            value = bytes(inflate_gzip(value, self.record_bytes_max)[0])
+        form = self.of_value(headers, value)
+        assert form is not None, "a record with events has a format"
         return form.select(value, item.events)
 
-    def _of(self, run: Run, index: int, value: bytes | None) -> FormatDecoder | None:
-        if index in run.faults or not value:
-            return None
-        for name, data in run.headers.get(index, ()):
+    def is_packed(self, value: bytes) -> bool:
+        """Return whether a value has to be inflated first."""
+        return value.startswith(self._packed)
+
+    def of_value(self, headers: Headers, value: bytes) -> FormatDecoder | None:
+        """Return the decoder of a value that is not packed; None if its content type is unknown."""
+        for name, data in headers:
             if name.lower() == CONTENT_TYPE:
                 return self._of_header(data)
         return self.by_magic(value) or self._otherwise
+
+    def _of(self, run: Run, index: int, value: bytes | None) -> FormatDecoder | None:
+        if index in run.faults or not value or self.is_packed(value):
+            return None
+        return self.of_value(run.headers.get(index, ()), value)
 
     def _find(self, media_type: bytes) -> FormatDecoder | None:
         name = media_type.split(b";")[0].strip().lower().decode("latin-1")
@@ -120,15 +134,21 @@ class RunDecoder:
                 self._decode_values(form, first, last)
                 continue
             for index in range(first, last):
+                value = self._run.values[index]
                 if index in self._run.faults:
                     self._refuse_faulty(index, self._run.faults[index])
-                elif self._run.values[index]:
-                    self._refuse_unknown(index)
-                else:
+                elif not value:
                     self._decode_empty(index)
+                elif self._formats.is_packed(value):
+                    self._decode_packed(index, value)
+                else:
+                    self._refuse_unknown(index)
 
     def decode_by_magic(self, index: int, value: bytes) -> bool:
         """Decode a record if its first bytes identify a format; return whether they do."""
+        if self._formats.is_packed(value):
+            self._decode_packed(index, value)
+            return True
         form = self._formats.by_magic(value)
         if form is not None:
             form.decode(self, index, [value])
@@ -170,6 +190,31 @@ class RunDecoder:
                 begin = at + 1
         if begin < len(values):
             form.decode(self, first + begin, values[begin:])
+
+    def _decode_packed(self, index: int, value: bytes) -> None:
+        """Inflate one record, so that no more than one is in memory, and decode it."""
+        limit = self._formats.record_bytes_max
+        if len(value) > limit:
+            self._refuse_oversized(index, len(value))
+            return
+        try:
+            inflated, is_whole = inflate_gzip(value, limit)
+        except GzipError as error:
+            self.refuse_record(index, "unreadable", "gzip", str(error))
+            return
+        value = bytes(inflated)
+        form = self._formats.of_value(self._run.headers.get(index, ()), value)
+        if not is_whole:
+            detail = f"got gzip of more than {limit} bytes; want at most {limit}"
+            self.refuse_record(index, "oversized", "oversized", detail)
+        elif self._formats.is_packed(value):
+            self.refuse_record(index, "unreadable", "gzip", "compressed twice")
+        elif not value:
+            self._decode_empty(index)
+        elif form is None:
+            self._refuse_unknown(index)
+        else:
+            form.decode(self, index, [value])
 
     def _decode_empty(self, index: int) -> None:
         """Decode a record without bytes: a heartbeat, a tombstone, or nothing."""

@@ -49,7 +49,7 @@ class Folder:
     def __init__(self, plan: InputPlan) -> None:
         self._source = plan.source
         self._layers = plan.layers
-        self._classifier = Classifier(plan.layers)
+        self.classifier = Classifier(plan.layers)
         self._filters = [_filter(layer.where) for layer in plan.layers]
         self._aggregations = [Aggregation(layer) for layer in plan.layers]
         has_ids = plan.source is not None and plan.source.id_field is not None
@@ -58,7 +58,7 @@ class Folder:
     def fold(self, batch: EventBatch, before: Mapping[int, Before]) -> list[Content]:
         """Return one content per run of ``batch``; ``before`` is by partition."""
         names = _names(batch.frame["type"])
-        layers_of = {name: self._classifier.layers_of(name) for name in names}
+        layers_of = {name: self.classifier.layers_of(name) for name in names}
         self._refuse_keys(batch, layers_of)
         newest = [_max(batch.frame["time"][first:last]) for first, last in batch.bounds]
         contents = [
@@ -160,8 +160,10 @@ class Folder:
         if nowhere:
             assert self._source is not None, "layer topics are gathered"
             detail = f"no layer selects its type; got {', '.join(sorted(nowhere)[:9])}"
+            gone = rows.frame.filter(rows.frame["type"].is_in(nowhere))
+            self.classifier.count_unselected(gone["type"].value_counts().iter_rows())
             batch.refuse(
-                rows.frame.filter(rows.frame["type"].is_in(nowhere)),
+                gone,
                 "unclassified",
                 "unclassified",
                 detail[:DETAIL_CHARS_MAX],

@@ -40,10 +40,15 @@ class SmallBatchFolder:
         self._record_bytes_max = source.record_bytes_max
         self._layers = [_SmallLayer(layer, self._json) for layer in plan.layers]
         self._classifier = Classifier(plan.layers)
-        # Ids are searched many at once, and a scaled time is not the value of its field.
-        # Records of a declared format are not JSON.
-        is_plain = source.id_field is None and source.time_unit_ms == 1
-        self._usable = is_plain and source.format is None
+        # Ids are searched many at once; a scaled time is not the value of its field, wrong values
+        # that become null are counted in frames, and records of a declared format are not JSON.
+        is_plain = source.time_unit_ms == 1 and not source.nullable and source.format is None
+        self._usable = source.id_field is None and is_plain
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier of its layers."""
+        return self._classifier
 
     def fold(self, runs: Sequence[Run], before: Mapping[int, Before]) -> list[Content] | None:
         """Return one content per run, or None if the chunk must take the general path."""

@@ -15,7 +15,7 @@ from tables.state.journal import Claim, Claimant
 from tables.state.partition_meta import Meta
 
 START_OVER = (
-    "start over: `map start-over` deletes the map's own topics and its archive; or take another map"
+    "start over: `reset` deletes the map's own topics and its archive; or take another map"
     " name, with an archive_folder of its own if it is embedded"
 )
 OTHER_PARTITIONS = (

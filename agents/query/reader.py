@@ -32,7 +32,7 @@ from tables.query.cover import Segment
 from tables.query.facts import KnownFacts, PartitionFacts, check_began, later_measures
 from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.live import LiveRead, LiveRows
-from tables.query.planner import QueryPlan, boundaries_of, plan
+from tables.query.planner import QueryPlan, boundaries_of, bounded, plan
 from tables.state.cell import no_rows, stacked, whole_only
 from tables.threads import gathered
 
@@ -86,6 +86,7 @@ class FamilyResult:
     """Rows, with their exactness, age and cost.
 
     Attributes:
+        query: the request, with open ends at the windows there are.
         rows: a cell frame of ``query.rows``; see :func:`tables.query.answer.rows_of`.
         plan: the plan by which they were read.
         exactness: ``exact`` rows are the fold of the raw log up to ``as_of``; late events may still
@@ -93,12 +94,13 @@ class FamilyResult:
         as_of: by source partition, the offset up to which events are in.
         watermark_ms: smallest watermark of the base layer; ``NEVER_MS`` before any event.
         data_age_ms: every event that was appended longer ago than this is in; None if not known.
-        final: whether no later answer can have other rows.
+        final: whether no later answer can have other rows; never if an end is open.
         cost: the work of the answer.
         whole: by measure that is not whole in all of the range, the time from which on it is; None
             while that is not known. In rows that start before, the measure is null.
     """
 
+    query: FamilyQuery
     rows: pl.DataFrame
     plan: QueryPlan
     exactness: Exactness
@@ -156,28 +158,35 @@ class Reader:
             QueryError: the request cannot be answered; see :func:`tables.query.planner.plan`.
         """
         base = BaseRead(self._map, query.family.base)
-        return await self._plan(query, base, QueryCost(), _now() + PATIENCE_S)
+        _, planned = await self._plan(query, base, QueryCost(), _now() + PATIENCE_S)
+        return planned
 
     async def _plan(
         self, query: FamilyQuery, base: BaseRead, cost: QueryCost, until: float
-    ) -> QueryPlan:
+    ) -> tuple[FamilyQuery, QueryPlan]:
+        """Return the request, with open ends at the windows there are now, and its plan."""
         layers = [*query.layers, base.combiner] if base.combiner else query.layers
-        if stale := self._stale(layers, FACTS_S_MAX):
+        is_open = query.asked.is_open and query.after is None
+        if stale := self._stale(layers, 0.0 if is_open else FACTS_S_MAX):
             await self._ask(stale, cost, until)
         now_ms = self._clock_ms()
         facts = {layer.name: self._facts.of(layer, now_ms) for layer in query.layers}
         # Even if owners are silent, all windows that are not known to lack events can be used.
         whole = base.whole(self._facts)
         name = query.family.base.name
+        folded = self._facts.of(base.folded, now_ms)
         facts[name] = dataclasses.replace(
             facts[name],
             complete_ms=whole.get("events", NEVER_MS),
             whole=whole,
-            last_ms=self._facts.of(base.folded, now_ms).last_ms,
+            first_ms=min(facts[name].first_ms, folded.first_ms),
+            last_ms=folded.last_ms,
         )
+        if is_open:
+            query = bounded(query, facts)
         if boundaries_of(query) <= PLAN_AT_ONCE_BOUNDARIES_MAX:
-            return plan(query, facts, self._limits.cells_max)
-        return await self.threads.run(plan, query, facts, self._limits.cells_max)
+            return query, plan(query, facts, self._limits.cells_max)
+        return query, await self.threads.run(plan, query, facts, self._limits.cells_max)
 
     async def answer(self, query: FamilyQuery) -> FamilyResult:
         """Return the rows of a request; wait, if it demands so, until they are young enough.
@@ -197,7 +206,7 @@ class Reader:
     async def _answer(self, query: FamilyQuery) -> FamilyResult:
         cost = QueryCost()
         base = BaseRead(self._map, query.family.base)
-        planned, parts, facts, exactness = await self._consistent_read(query, base, cost)
+        query, planned, parts, facts, exactness = await self._consistent_read(query, base, cost)
         if exactness == "partial" and query.partial == "refuse":
             raise PartialError(
                 f"cannot read family {query.family.name}: some owners do not answer; ask again"
@@ -213,25 +222,26 @@ class Reader:
             rows = await self.threads.run(base.rows, query, parts, whole)
         fresh_ms = min((fact.fresh_ms for fact in facts), default=NEVER_MS)
         return FamilyResult(
+            query=query,
             rows=rows,
             plan=planned,
             exactness=exactness,
             as_of={fact.partition: fact.position for fact in facts},
             watermark_ms=min((fact.closed_ms for fact in facts), default=NEVER_MS),
             data_age_ms=None if fresh_ms == NEVER_MS else max(0, self._clock_ms() - fresh_ms),
-            final=all(part.is_final for part in parts),
+            final=not query.asked.is_open and all(part.is_final for part in parts),
             cost=cost,
             whole=later_measures(query.rows, whole, query.from_ms),
         )
 
     async def _consistent_read(
-        self, query: FamilyQuery, base: BaseRead, cost: QueryCost
-    ) -> tuple[QueryPlan, list[Part], list[PartitionFacts], Exactness]:
+        self, asked: FamilyQuery, base: BaseRead, cost: QueryCost
+    ) -> tuple[FamilyQuery, QueryPlan, list[Part], list[PartitionFacts], Exactness]:
         """Plan, and ask owners until their rows are at one position of each partition."""
         until = _now() + PATIENCE_S
         ask = functools.partial(self._ask, cost=cost, until=until)
         for left in reversed(range(TORN_TRIES)):
-            planned = await self._plan(query, base, cost, until)
+            query, planned = await self._plan(asked, base, cost, until)
             parts = self._parts(query, planned)
             live = [part for part in parts if not part.is_final]
             rows = await base.read(ask, query, live, self._stale(query.layers, FACTS_AGAIN_S))
@@ -242,13 +252,17 @@ class Reader:
             ):
                 exactness = "partial"
             if exactness != "exact" or not live or not base.are_torn(parts, rows):
-                return planned, parts, facts, exactness
+                return query, planned, parts, facts, exactness
             if left:
                 await asyncio.sleep(TORN_WAIT_S)
-        return planned, parts, facts, "settling"
+        return query, planned, parts, facts, "settling"
 
-    async def layer(self, layer: Layer, cells: CellRange) -> LayerResult:
+    async def layer(
+        self, layer: Layer, cells: CellRange, *, from_first: bool = False
+    ) -> LayerResult:
         """Return the rows of one layer in a range, as they are now.
+
+        A range may begin before the map had the layer if it is asked ``from_first`` window on.
 
         Raises:
             QueryError: more rows than a request may read, or some of the range was before the map
@@ -259,7 +273,8 @@ class Reader:
         read = LiveRead(layer, cells.from_ms, cells.to_ms, keys)
         (found,) = await self._ask([read], QueryCost(), _now() + PATIENCE_S)
         whole = self._facts.whole(layer)
-        check_began(layer, cells, whole.get("events", NEVER_MS))
+        if not from_first:
+            check_began(layer, cells, whole.get("events", NEVER_MS))
         is_whole = found.facts.keys() >= read.asked
         final_ms, stop = self._archived_until(
             layer, cells.from_ms, cells.to_ms, found.facts.values() if is_whole else None

@@ -1,1 +1,1 @@
-"""Kafka and Cassandra for a map: topics, rights, histories, and starting over."""
+"""Kafka and Cassandra for a map: topics, rights, histories, groups, and resets."""

@@ -5,6 +5,7 @@ A claim of another map is refused; these checks refuse it before a worker has to
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +26,9 @@ from tables.state.partition_state import PartitionState
 class _JournalOnly(PartitionIO):
     """A partition's journal without a local store."""
 
-    def __init__(self, plan: InputPlan, to: KafkaLog) -> None:
+    def __init__(self, plan: InputPlan, partition: int, to: KafkaLog) -> None:
         # The methods that need these are overridden below, or never called.
-        super().__init__(plan, 0, to, NotImplemented, archive=NotImplemented)
+        super().__init__(plan, partition, to, NotImplemented, archive=NotImplemented)
 
     def load(self) -> PartitionState | None:
         """Return no state."""
@@ -40,13 +41,47 @@ class _JournalOnly(PartitionIO):
         """There is nothing to empty."""
 
 
+Histories = Mapping[tuple[str, int], Meta]
+"""The state of each journal that has a claim, without cells, by input topic and partition."""
+
+
+async def read_histories(brokers: str, themap: Map, client_options: Mapping[str, Any]) -> Histories:
+    """Read all journals that a cluster has under the map's name.
+
+    Every partition is read: each is claimed by itself, so that while workers change to another
+    revision, or when one of them started with it by mistake, they differ.
+
+    Raises:
+        TreasureMapError: no broker answers.
+    """
+    options = dict(client_options)
+    prefix = themap.journal_topic("")
+    found = await topics_found(brokers, options)
+    journals = {name: count for name, count in found.items() if name.startswith(prefix)}
+    if not journals:
+        return {}
+    partitions = [
+        (name.removeprefix(prefix), partition, count)
+        for name, count in sorted(journals.items())
+        for partition in range(count)
+    ]
+    log = KafkaLog(brokers, RECORD_BYTES_MAX, options, reads_only=True)
+    await log.start()
+    try:
+        metas = await asyncio.gather(*(_known(log, themap, *one) for one in partitions))
+    finally:
+        await log.stop()
+    return {
+        (topic, partition): meta
+        for (topic, partition, _), meta in zip(partitions, metas, strict=True)
+        if meta is not None
+    }
+
+
 async def check_histories(
     brokers: str, themap: Map, client_options: Mapping[str, Any]
 ) -> int | None:
     """Check that workers with this map would not be refused by its journals.
-
-    The first partition of each journal of the map is read. If sources have other numbers of
-    partitions, only these are reported: those of layers follow from them.
 
     Returns:
         The highest revision of the map that workers used. None if no worker has claimed a journal:
@@ -56,42 +91,39 @@ async def check_histories(
         MapError: they would be refused; the message has all reasons.
         TreasureMapError: no broker answers.
     """
-    options = dict(client_options)
-    prefix = themap.journal_topic("")
-    topics = [name for name in await topics_found(brokers, options) if name.startswith(prefix)]
-    if not topics:
-        return None
-    revision: int | None = None
+    histories = await read_histories(brokers, themap, client_options)
+    if problems := refusals(histories, themap):
+        raise MapError(f"{themap.name} as revision {themap.revision}", problems)
+    return max((meta.revision for meta in histories.values()), default=None)
+
+
+def refusals(histories: Histories, themap: Map) -> list[str]:
+    """Return why journals would refuse workers with this map, each reason once.
+
+    If sources have other numbers of partitions, only these are reported: those of layers follow
+    from them.
+    """
     sources = {source.topic for source in themap.sources}
     wrong: dict[bool, dict[str, None]] = {True: {}, False: {}}
-    log = KafkaLog(brokers, RECORD_BYTES_MAX, options, reads_only=True)
-    await log.start()
-    try:
-        for topic in sorted(name.removeprefix(prefix) for name in topics):
-            meta = await _known(log, themap, topic)
-            if meta is None:
-                continue
-            revision = max(meta.revision, revision or meta.revision)
-            # An input that the map no longer has may have had any number.
-            count = themap.inputs().get(topic, meta.partitions)
-            claim = _plan(themap, topic, count).claim(0)
-            other_source = topic in sources and count != meta.partitions
-            wrong[other_source] |= dict.fromkeys(wrong_map(topic, meta, claim))
-    finally:
-        await log.stop()
-    if problems := list(wrong[True] or wrong[False]):
-        raise MapError(f"{themap.name} as revision {themap.revision}", problems)
-    return revision
+    for (topic, _), meta in histories.items():
+        # An input that the map no longer has may have had any number.
+        count = themap.inputs().get(topic, meta.partitions)
+        claim = _plan(themap, topic, count).claim(0)
+        other_source = topic in sources and count != meta.partitions
+        wrong[other_source] |= dict.fromkeys(wrong_map(topic, meta, claim))
+    return list(wrong[True] or wrong[False])
 
 
-async def _known(log: KafkaLog, themap: Map, topic: str) -> Meta | None:
-    """Return the history in the journal of an input, None if nobody has claimed it."""
-    plan = _plan(themap, topic, 1)
-    io = _JournalOnly(plan, log)
+async def _known(
+    log: KafkaLog, themap: Map, topic: str, partition: int, partitions: int
+) -> Meta | None:
+    """Return the history in the journal of an input partition, None if nobody has claimed it."""
+    plan = _plan(themap, topic, partitions)
+    io = _JournalOnly(plan, partition, log)
     _, end = await io.journal_bounds()
     if not end:
         return None
-    meta = (await Recovery(plan, 0, io).run(end - 1)).meta
+    meta = (await Recovery(plan, partition, io).run(end - 1)).meta
     return meta if meta.epoch >= 0 else None
 
 

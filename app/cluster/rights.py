@@ -17,13 +17,13 @@ from tables.called import called
 from tables.model.errors import ProblemsError
 from tables.model.layer import Map
 
-Role = Literal["worker", "apply", "start-over", "verify", "deadletters", "producer", "reader"]
+Role = Literal["worker", "apply", "reset", "verify", "deadletters", "producer", "reader"]
 Resource = Literal["topic", "group"]
 
 ROLES: dict[Role, str] = {
     "worker": "a worker",
     "apply": "`map apply`",
-    "start-over": "`map start-over`",
+    "reset": "`reset`",
     "verify": "`verify`",
     "deadletters": "`deadletters`, replays among them",
     "producer": "`generate`; `produce`, `replay` and producers of your own need Write alone",
@@ -46,7 +46,7 @@ _TOPICS: dict[Role, dict[TopicKind, tuple[Operation, ...]]] = {
         "feed": ("Create", "Describe", "DescribeConfigs"),
         "side": ("Create", "Describe"),
     },
-    "start-over": dict.fromkeys(("journal", "layer", "feed", "side"), ("Delete",)),
+    "reset": dict.fromkeys(("journal", "layer", "feed", "side"), ("Delete",)),
     "verify": dict.fromkeys(("source", "layer", "side"), ("Read",)),
     "deadletters": dict.fromkeys(("source", "side"), ("Read", "Write")),
     "producer": {"source": ("Read", "Write")},
@@ -56,7 +56,7 @@ _TOPICS: dict[Role, dict[TopicKind, tuple[Operation, ...]]] = {
 _CHECKED: dict[Role, tuple[TopicKind, ...]] = {"worker": ("journal", "feed")}
 """Topics whose settings are checked, if that is allowed; a worker that may not warns of it."""
 
-_GROUP: dict[Role, tuple[Operation, ...]] = {"worker": ("Read",), "start-over": ("Describe",)}
+_GROUP: dict[Role, tuple[Operation, ...]] = {"worker": ("Read",), "reset": ("Describe", "Delete")}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,8 +71,14 @@ class Right:
 def rights_of(themap: Map, role: Role, group: str) -> list[Right]:
     """Return the rights that a role must have on Kafka; ``group`` is that of the map's workers."""
     wanted = _TOPICS[role]
+    # Owners write heartbeats into silent partitions.
+    written = {one.topic for one in themap.sources if one.idle_heartbeat_ms and role == "worker"}
     found = [
-        Right("topic", spec.name, wanted[spec.kind])
+        Right(
+            "topic",
+            spec.name,
+            wanted[spec.kind] + (("Write",) if spec.name in written else ()),
+        )
         for spec in topics_of(themap, replication=1)
         if spec.kind in wanted
     ]

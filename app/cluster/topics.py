@@ -8,32 +8,25 @@ Every function raises BrokersAwayError if a broker does not answer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAuthorizationFailedError, for_code
+from aiokafka.errors import TopicAuthorizationFailedError, for_code
 
-from agents.partition.claims import OTHER_PARTITIONS, START_OVER
+from app.cluster.admin import Options, admin_of
 from app.cluster.rights import Role, how_to_allow, rights_of
 from app.cluster.rights_check import missing_rights
-from app.cluster.topic_specs import KEPT_FOR_EVER, REPLICATION_MAX, TopicSpec, topics_of
-from app.kafka.brokers import connect_error
+from app.cluster.topic_checks import configs_of, is_strict, partitions_found, topic_problems
+from app.cluster.topic_specs import REPLICATION_MAX, TopicSpec, topics_of
 from tables.model.errors import ProblemsError, TreasureMapError
 from tables.model.layer import Map
 
 log = logging.getLogger(__name__)
 
-Options = Mapping[str, Any]
-"""Further options of a client of Kafka, such as TLS and login."""
-
 VISIBLE_DEADLINE_S = 30.0
 _VISIBLE_POLL_S = 0.05
-_REQUEST_TIMEOUT_MS = 20_000
 _ALREADY_EXISTS = 36
 _UNKNOWN_TOPIC = 3
 
@@ -78,12 +71,12 @@ async def apply_topics(
     Raises:
         TopicsRefusedError: topics differ from the map, or the broker refused to make some.
     """
-    async with _admin(brokers, options) as admin:
+    async with admin_of(brokers, options) as admin:
         if replication is None:
             cluster = await admin.describe_cluster()
             replication = min(REPLICATION_MAX, len(cluster["brokers"]))
         specs = topics_of(themap, replication)
-        found = await _partitions_found(admin)
+        found = await partitions_found(admin)
         unchecked = await _check(admin, themap, specs, found)
         missing = [spec for spec in specs if spec.name not in found]
         if missing:
@@ -120,9 +113,9 @@ async def check_topics(
         TopicsRefusedError: topics are missing or differ from the map, or a right is missing.
     """
     options = options or {}
-    async with _admin(brokers, options, "cannot connect to Kafka") as admin:
+    async with admin_of(brokers, options, "cannot connect to Kafka") as admin:
         specs = topics_of(themap, replication=1)
-        found = await _partitions_found(admin)
+        found = await partitions_found(admin)
         role: Role = "worker"
         wanted = rights_of(themap, role, group)
         lacking = await missing_rights(brokers, options, wanted, may_lack=True)
@@ -141,20 +134,13 @@ async def check_topics(
         return (await admin.describe_cluster()).get("cluster_id") or ""
 
 
-async def own_topics(brokers: str, themap: Map, options: Options | None = None) -> list[str]:
-    """Return the map's topics that exist, except its sources, which other programs write."""
-    found = await topics_found(brokers, options)
-    specs = topics_of(themap, replication=1)
-    return [spec.name for spec in specs if spec.kind != "source" and spec.name in found]
-
-
 async def delete_topics(brokers: str, names: list[str], options: Options | None = None) -> None:
     """Delete topics; return when no broker shows them any more.
 
     Raises:
         TreasureMapError: a broker does not answer, or it keeps some.
     """
-    async with _admin(brokers, options) as admin:
+    async with admin_of(brokers, options) as admin:
         answer = await admin.delete_topics(names)
         refused = [
             f"{name} ({for_code(code).__name__})"
@@ -164,56 +150,20 @@ async def delete_topics(brokers: str, names: list[str], options: Options | None 
         if refused:
             raise TreasureMapError(
                 f"cannot delete topics: the broker refuses {', '.join(refused)}; see to its cause, "
-                "delete.topic.enable and who may delete among them, then start over again"
+                "delete.topic.enable and who may delete among them, then do it again"
             )
         await _wait(
             admin,
             lambda found: [name for name in names if name in found],
             "cannot delete topics: {} are still there after {:.0f} s; check the brokers' health and"
-            " start over again",
+            " do it again",
         )
-
-
-async def members_of(brokers: str, group: str, options: Options | None = None) -> list[str]:
-    """Return the clients that are in a consumer group now."""
-    async with _admin(brokers, options) as admin:
-        answers = await admin.describe_consumer_groups([group])
-    # Of a group: error, name, state, protocol's kind, protocol, members; of those: id, client id,
-    # which the embedded broker leaves out.
-    members = [member for answer in answers for found in answer.groups for member in found[5]]
-    return sorted(member[1] or member[0] for member in members)
 
 
 async def topics_found(brokers: str, options: Options | None = None) -> dict[str, int]:
     """Return the number of partitions of every topic there is."""
-    async with _admin(brokers, options) as admin:
-        return await _partitions_found(admin)
-
-
-@contextlib.asynccontextmanager
-async def _admin(
-    brokers: str, options: Options | None, cannot: str = "cannot read topics"
-) -> AsyncIterator[AIOKafkaAdminClient]:
-    options = options or {}
-    admin = AIOKafkaAdminClient(
-        bootstrap_servers=brokers, request_timeout_ms=_REQUEST_TIMEOUT_MS, **options
-    )
-    try:
-        await admin.start()
-        yield admin
-    except (KafkaError, OSError, TimeoutError) as error:
-        raise await connect_error(error, cannot, brokers, options) from error
-    finally:
-        await admin.close()
-
-
-async def _partitions_found(admin: AIOKafkaAdminClient) -> dict[str, int]:
-    """Return the number of partitions of every topic there is.
-
-    All topics are asked for: brokers may create a topic that is asked for by name.
-    """
-    topics = await admin.describe_topics()
-    return {topic["topic"]: len(topic["partitions"]) for topic in topics if topic["partitions"]}
+    async with admin_of(brokers, options) as admin:
+        return await partitions_found(admin)
 
 
 async def _check(
@@ -223,72 +173,13 @@ async def _check(
     found: Mapping[str, int],
     verb: str = "apply",
 ) -> dict[str, str]:
-    """Raise if topics that exist differ; return the journals that could not be checked.
-
-    Feeds of Arrow are checked for settings that would stop workers.
-    """
-    problems = [
-        f"topic {spec.name}: wrong number of partitions; got {found[spec.name]}; want "
-        f"{spec.partitions}; "
-        + (OTHER_PARTITIONS if spec.kind == "source" else f"correct the map, or {START_OVER}")
-        for spec in specs
-        if spec.name in found and found[spec.name] != spec.partitions
-    ]
-    journals = [spec.name for spec in specs if spec.kind == "journal" and spec.name in found]
-    keyless = [
-        spec.name
-        for spec in specs
-        if spec.kind == "feed" and "cleanup.policy" in spec.config and spec.name in found
-    ]
-    configs, unknown = await _configs(admin, journals + keyless)
-    unchecked = {name: reason for name, reason in unknown.items() if name in journals}
-    for name in keyless:
-        policy = configs.pop(name, {}).get("cleanup.policy", "delete")
-        if policy != "delete":
-            problems.append(
-                f"topic {name}: a feed of Arrow has no record keys and cannot be compacted; got "
-                f"cleanup.policy={policy}; want cleanup.policy=delete; set it with kafka-configs, "
-                "or publish the layer as JSON"
-            )
-    for name, config in configs.items():
-        for option, want in KEPT_FOR_EVER.items():
-            if option not in config:
-                unchecked[name] = f"the broker does not show {option}"
-            elif config[option] != want:
-                problems.append(
-                    f"topic {name}: a journal must keep everything; got {option}={config[option]}; "
-                    f"want {option}={want}; set it with kafka-configs if nothing was deleted yet, "
-                    "or give the map another name"
-                )
+    """Raise if topics that exist differ; return the journals that could not be checked."""
+    there = [spec for spec in specs if spec.name in found]
+    configs, unknown = await configs_of(admin, [one.name for one in there if is_strict(one)])
+    problems, unchecked = topic_problems(there, found, configs, unknown)
     if problems:
         raise TopicsRefusedError(themap.name, problems, verb)
     return unchecked
-
-
-async def _configs(
-    admin: AIOKafkaAdminClient, topics: list[str]
-) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return the settings of each topic, and why the other topics' settings are unknown.
-
-    All settings are asked for: the embedded broker closes the connection when some are named.
-    """
-    if not topics:
-        return {}, {}
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in topics]
-    try:
-        answers = await admin.describe_configs(resources)
-    except (KafkaError, TimeoutError) as error:
-        reason = f"the broker does not show settings: {error or type(error).__name__}"
-        return {}, dict.fromkeys(topics, reason)
-    configs: dict[str, dict[str, str]] = {}
-    unchecked: dict[str, str] = {}
-    for code, message, _, name, entries in (one for answer in answers for one in answer.resources):
-        if code:
-            unchecked[name] = f"the broker does not show settings: {message or for_code(code)}"
-        else:
-            # Name and value come first in every version of the answer.
-            configs[name] = {entry[0]: entry[1] for entry in entries}
-    return configs, unchecked
 
 
 async def _create(
@@ -318,7 +209,7 @@ async def _wait(
     """Return the topics once there is nothing left to wait for among them."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + VISIBLE_DEADLINE_S
-    while names := left(found := await _partitions_found(admin)):
+    while names := left(found := await partitions_found(admin)):
         if loop.time() > deadline:
             raise TreasureMapError(failed.format(", ".join(sorted(names)), VISIBLE_DEADLINE_S))
         await asyncio.sleep(_VISIBLE_POLL_S)

@@ -6,16 +6,14 @@ import os
 import pathlib
 import sys
 import time
-from typing import Any, Self, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import click
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
+from app.commands.progress_line import ProgressLine
 from app.config.options import kafka_settings_options, option
 from app.config.settings import Settings
-from app.host.printable import printable
 from app.load.generator import generate
 from app.load.plan import MAP_FILE, SOURCE, LoadSpec, default_start_ms, processes_for
 from app.load.process import Progress
@@ -23,7 +21,6 @@ from app.load.writers import names
 from app.mapfile.load import load_map
 from tables.model.clock import wall_clock_ms
 
-_LINE_SECONDS = 5.0
 _SHARE = click.FloatRange(0, 1)
 
 
@@ -116,11 +113,11 @@ def command(
         cores = len(os.sched_getaffinity(0))
         partitions = found.partitions if found is not None else 1
         processes = processes_for(plan.rate, plan.format, partitions, cores)
-    with _Display(plan) as display:
+    with ProgressLine() as line:
         content = generate(
             plan, manifest, processes=processes, settle=settle, append=append,
-            command=sys.argv, show=display.show, login=settings, starts_later=starts_later,
-            note=lambda sentence: click.echo(printable(sentence)),
+            command=sys.argv, show=_shown(plan, line), login=settings, starts_later=starts_later,
+            note=line.note,
         )  # fmt: skip
     _say(content, manifest)
 
@@ -131,43 +128,26 @@ def _map_of(settings: Settings) -> str:
     return str(settings.map_file if is_set else MAP_FILE)
 
 
-class _Display:
-    """Shows progress: in place on a terminal, as a line every few seconds elsewhere."""
+def _shown(plan: LoadSpec, line: ProgressLine) -> Callable[[dict[int, Progress]], None]:
+    """Return the function that shows how far all parts are."""
+    begin_s = 0.0
 
-    def __init__(self, plan: LoadSpec) -> None:
-        self._plan = plan
-        console = Console(stderr=True)
-        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
-        self._begin_s = self._said_s = 0.0
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, progress: dict[int, Progress]) -> None:
-        """Show how far all parts are."""
+    def show(progress: dict[int, Progress]) -> None:
+        nonlocal begin_s
         if not progress:
             return
-        now_s = time.monotonic()
-        self._begin_s = self._begin_s or now_s
+        begin_s = begin_s or time.monotonic()
         behind_ms = max(one.behind_ms for one in progress.values())
-        seconds = min(now_s - self._begin_s, self._plan.seconds)
-        line = (
-            f"{seconds:.0f} of {self._plan.seconds:g} s:"
+        seconds = min(time.monotonic() - begin_s, plan.seconds)
+        state = (
+            f"{seconds:.0f} of {plan.seconds:g} s:"
             f" {sum(one.events for one in progress.values()):,} events"
         )
         if behind_ms >= 1_000:  # noqa: PLR2004  # a second
-            line += f", {behind_ms / 1_000:.1f} s behind the schedule"
-        if self._live is not None:
-            self._live.update(Text(line))
-        elif now_s - self._said_s >= _LINE_SECONDS:
-            self._said_s = now_s
-            click.echo(line, err=True)
+            state += f", {behind_ms / 1_000:.1f} s behind the schedule"
+        line.show(state)
+
+    return show
 
 
 def _say(content: dict[str, Any], manifest: pathlib.Path) -> None:

@@ -104,10 +104,12 @@ def _proposed_name(sample: Path | None, topic: str | None, name: str | None) -> 
 def _events(sample: Path | None, topic: str | None, records: int, settings: Settings) -> Sample:
     from app.cluster.last_records import last_records  # noqa: PLC0415 - likewise
     from app.config.connections import kafka_options  # noqa: PLC0415 - check and show need no client of Kafka
-    from app.mapfile.sample import read_sample, sample_of_records  # noqa: PLC0415 - polars loads slowly
+    from app.load.input_file import InputFile  # noqa: PLC0415 - polars loads slowly
+    from app.mapfile.sample import EVENTS_MAX, sample_of_file, sample_of_records  # noqa: PLC0415 - likewise
 
     if sample is not None:
-        return read_sample(sample)
+        pieces = InputFile(str(sample)).pieces(EVENTS_MAX)
+        return sample_of_file(str(sample), (piece.lines for piece in pieces))
     if topic is None:
         raise click.UsageError(
             "cannot propose a map without events: want --sample FILE, or --topic TOPIC with"
@@ -252,19 +254,6 @@ def _print_kafka_rights(themap: Map, role: Role, user: str, settings: Settings) 
             click.echo(line)
 
 
-@command.command("start-over")
-@_map_file
-@click.option("--yes", is_flag=True, help="Delete without asking.")
-@settings_options
-def start_over(file: str, yes: bool, settings: Settings) -> None:
-    """Delete the own topics of the map FILE and its archive; raw topics stay and are read anew.
-
-    For a map whose Kafka or archive was made anew, or whose history is of no use any more. Rows of
-    events that the raw topics hold no more are lost.
-    """
-    asyncio.run(_start_over(load_map(file), settings, yes=yes))
-
-
 def draw(themap: Map) -> Tree:
     """Return the tree of a map: sources, their base layers, coarser layers below finer ones."""
     tree = Tree(
@@ -346,6 +335,9 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
         cannot=f"cannot apply map {themap.name}", role="apply", may_lack=True,
     )  # fmt: skip
     revision = await check_histories(settings.brokers, themap, options)
+    if schema is not None:
+        # Before topics are made: with a table of another layer no worker could use them.
+        await asyncio.to_thread(schema.check)
     report = await apply_topics(settings.brokers, themap, replication, options=options)
     for name in report.created:
         click.echo(f"created topic {name}")
@@ -369,27 +361,6 @@ async def _apply(themap: Map, replication: int | None, settings: Settings) -> No
     await schema.archive.open(themap)
     await schema.archive.close()
     click.echo(f"archive: {schema.words} made or checked")
-
-
-async def _start_over(themap: Map, settings: Settings, *, yes: bool) -> None:
-    from app.cluster.start_over import StartOver  # noqa: PLC0415 - check and show need no client of Kafka
-
-    starting = StartOver(settings, themap)
-    doomed = await starting.look()
-    click.echo(f"map {themap.name} at {settings.brokers} loses for good:")
-    for name in doomed.topics:
-        click.echo(f"  topic {name}")
-    click.echo(f"  {doomed.archive}")
-    if not yes:
-        click.confirm("Delete all of it?", abort=True)
-    await starting.delete(doomed)
-    click.echo("deleted; run `map apply`, then start the workers: they read the raw topics anew")
-    if any(archive_of(settings).grants(settings, themap, "worker", "NAME")):
-        click.echo(
-            "new tables have no grants: after `map apply` give the output of"
-            f" `{called('map acl FILE')} --only {settings.archive} --user NAME` with `--for worker`"
-            " and with `--for verify` to an administrator again"
-        )
 
 
 def _count(number: int, noun: str, nouns: str | None = None) -> str:

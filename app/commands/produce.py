@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from typing import Self
 
 import click
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from app.commands.interrupts import until_interrupted
+from app.commands.progress_line import ProgressLine
 from app.config.connections import kafka_options
 from app.config.options import kafka_settings_options
 from app.config.settings import Settings
@@ -27,7 +23,6 @@ from tables.model.layer import Map, Source
 from tables.model.window import time_text
 
 INTERRUPTED = 130
-_SHOW_SECONDS = 1.0
 
 
 @click.command(name="produce")
@@ -88,8 +83,9 @@ def command(
     )
     written = Written()
     try:
-        with _Display(written) as display:
-            asyncio.run(until_interrupted(produce(plan, written, display.show)))
+        with ProgressLine(in_lines=False) as shown:
+            writing = produce(plan, written, lambda: shown.show(progress_of(written)))
+            asyncio.run(until_interrupted(writing))
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(f"stopped; {_summary(topic, written)}")
         sys.exit(INTERRUPTED)
@@ -130,30 +126,8 @@ def _summary(topic: str, written: Written) -> str:
     )
 
 
-class _Display:
-    """Shows progress once a second on a terminal, and nothing elsewhere."""
-
-    def __init__(self, written: Written) -> None:
-        console = Console(stderr=True)
-        self._written = written
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._said_s = 0.0
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self) -> None:
-        """Show how much is written."""
-        written = self._written
-        if self._live is None or time.monotonic() - self._said_s < _SHOW_SECONDS:
-            return
-        self._said_s = time.monotonic()
-        rate = written.events / max(written.at_s, 0.001)
-        share = "" if written.share is None else f", {written.share:.0%} of the input"
-        self._live.update(Text(f"{written.events:,} events, {rate:,.0f}/s{share}"), refresh=True)
+def progress_of(written: Written) -> str:
+    """Return how much is written, and of how much."""
+    rate = written.events / max(written.at_s, 0.001)
+    share = "" if written.share is None else f", {written.share:.0%} of the input"
+    return f"{written.events:,} events, {rate:,.0f}/s{share}"

@@ -1,40 +1,96 @@
-"""``python -m app query NAME``: cells of a layer or rows of a family, as tables, bars or JSON."""
+"""``python -m app query NAME``: cells of a layer or rows of a family, in a table or a file."""
 
 from __future__ import annotations
 
-import functools
-import os
+import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import msgspec
 import orjson
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from app.commands.query_tables import caption, cells_table, is_worth_sparks, sparks_table
-from app.config.settings import Settings, environment_variable, load_settings
+from app.commands.endpoint import AskedEndpoint, endpoint_options
+from app.commands.query_tables import caption, cells_table, range_text, sparks_table
 from app.host.printable import printable, printable_json
-from app.trust.secret_files import read_secret
 from tables.model.errors import QueryError
 from tables.model.window import time_text
 from tables.query.cell_query import exact_json
 from treasure_map import Answer, FamilyAnswer, QueryClient, QueryFailedError, Range
+from treasure_map.requests import PAGE_CELLS, OnPage
 
 # Wide enough that nothing is cut if the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000
-DEFAULT_URL = "http://127.0.0.1:6066"
 PARTIAL = "partial: owners of some partitions did not answer, and their open cells are missing"
 WATCH_S = 1.0
+LIMIT = 100
+"""The default of ``--limit``, but for files."""
+
+PAGE_ROWS = 10_000
+"""Rows of a page of a long answer: the default of ``query_limit_max``."""
+
+Result = TypeVar("Result")
 
 
-Ask = Callable[[], Answer | FamilyAnswer]
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """A request for rows of the family that ``name`` is in, or for cells of the layer ``name``."""
+
+    name: str
+    asked: Range
+    is_family: bool
+    limit: int | None
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The key of a request for cells: one value a field."""
+        return {name: value for name, value in self.asked.key.items() if isinstance(value, str)}
+
+    def answer(self, client: QueryClient) -> Answer | FamilyAnswer:
+        """Return the answer."""
+        return self._paged(lambda rows: self._answer(client, rows))
+
+    def _answer(self, client: QueryClient, page_rows: int | None) -> Answer | FamilyAnswer:
+        if self.is_family:
+            return client.rows(self.name, self.asked, limit=self.limit, page_rows=page_rows)
+        times = self.asked.from_time, self.asked.to_time
+        return client.cells(self.name, self.key, *times, limit=self.limit, page_cells=page_rows)
+
+    def _paged(self, ask: Callable[[int | None], Result]) -> Result:
+        """Ask for large pages, because each reads its range anew, or for those of the endpoint."""
+        if self.limit is not None and self.limit <= PAGE_CELLS:
+            return ask(None)
+        try:
+            return ask(PAGE_ROWS)
+        except QueryFailedError as error:
+            if error.status != HTTPStatus.BAD_REQUEST or "limit: got" not in str(error):
+                raise
+            return ask(None)
+
+    def frame(self, client: QueryClient) -> tuple[Any, list[str]]:
+        """Return the rows as a polars frame, with notes about them."""
+        heads: list[dict[str, Any]] = []
+        frame = self._paged(lambda rows: self._frame(client, rows, heads.append))
+        partial = any(head.get("partial") or head.get("exactness") == "partial" for head in heads)
+        notes = _notes(heads[0]["whole_from"], partial=partial)
+        return frame, notes + _cut(heads[-1]["rows_after"], is_family=self.is_family)
+
+    def _frame(self, client: QueryClient, page_rows: int | None, on_page: OnPage) -> Any:
+        if self.is_family:
+            return client.frame(
+                self.name, self.asked, page_rows=page_rows, limit=self.limit, on_page=on_page
+            )
+        return client.cells_frame(
+            self.name, self.key, self.asked.from_time, self.asked.to_time,
+            page_cells=page_rows, limit=self.limit, on_page=on_page,
+        )  # fmt: skip
 
 
 @click.command("query")
@@ -43,113 +99,125 @@ Ask = Callable[[], Answer | FamilyAnswer]
     "--key", "keys", multiple=True, metavar="FIELD=VALUE",
     help="A key field's value; of a family, several times for one of several.",
 )  # fmt: skip
-@click.option("--from", "from_time", required=True, help="Start: epoch ms, RFC 3339 or a date.")
-@click.option("--to", "to_time", required=True, help="End, not included: likewise.")
-@click.option("--step", metavar="WINDOW", help="Rows of the family NAME, one for each of these: 1h")
+@click.option(
+    "--from", "from_time", metavar="TIME",
+    help="Start: epoch ms, RFC 3339, a date, or now-1h, -1h, today.  [default: the first window]",
+)  # fmt: skip
+@click.option(
+    "--to", "to_time", metavar="TIME", help="End, not included: likewise.  [default: the last]"
+)
+@click.option("--step", metavar="WINDOW", help="Rows of the family of NAME, one for each: 1h, day.")
 @click.option(
     "--group", "groups", multiple=True, metavar="FIELD",
-    help="Rows of the family NAME that keep this field; - keeps none.",
+    help="Rows of the family of NAME that keep this field; - keeps none.",
 )  # fmt: skip
 @click.option("--measure", "measures", multiple=True, help="Only this one, of a family.")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--watch", is_flag=True, help="Ask again every second and draw it anew.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
-    "--url", help=f"A worker's.  [default: of --settings if it is given, else {DEFAULT_URL}]"
-)
-@click.option(
-    "--ca-file",
-    help="PEM file of the authority of the endpoint's certificate; else web_ca_file of --settings.",
-)
-@click.option(
-    "--settings", "settings_file", metavar="FILE",
-    help="TOML file of the worker's settings, for its address, token and authority.",
+    "--limit", type=click.IntRange(min=0),
+    help=f"Most rows; 0 shows all.  [default: {LIMIT}, and all with --csv and --parquet]",
 )  # fmt: skip
+@click.option("--bars", is_flag=True, help="With --step: a line a key, with its steps as bars.")
+@click.option("--watch", is_flag=True, help="Ask again every second and draw the table anew.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
+@click.option(
+    "--parquet", "parquet_file", metavar="FILE", help="Write a Parquet file instead of a table.",
+    type=click.Path(dir_okay=False, path_type=Path),
+)  # fmt: skip
+@endpoint_options
 def command(
-    name: str, *, keys: tuple[str, ...], from_time: str, to_time: str, step: str | None,
-    groups: tuple[str, ...], measures: tuple[str, ...], limit: int, watch: bool, as_json: bool,
-    url: str | None, ca_file: str | None, settings_file: str | None,
+    endpoint: AskedEndpoint, *, name: str, keys: tuple[str, ...], from_time: str | None,
+    to_time: str | None, step: str | None, groups: tuple[str, ...], measures: tuple[str, ...],
+    limit: int | None, bars: bool, watch: bool, as_json: bool, as_csv: bool,
+    parquet_file: Path | None,
 ) -> None:  # fmt: skip
-    """Print the cells of layer NAME whose windows start in [--from, --to).
+    """Print the cells of layer NAME whose windows have a time in [--from, --to).
 
-    With --step, --group or --measure: rows of family NAME over that range, from whichever layers
-    have them cheapest; steps are drawn as bars. If the endpoint wants a token, it is read from
-    TREASURE_MAP_WEB_TOKEN, or from the file that TREASURE_MAP_WEB_TOKEN_FILE names, or is that of
-    --settings.
+    With --step, --group or --measure: rows of the family of NAME over that range, from whichever
+    layers have them cheapest. Both ends are rounded outwards to whole windows; the clock of the
+    worker says now. If the endpoint wants a token, it is read from TREASURE_MAP_WEB_TOKEN, or from
+    the file that TREASURE_MAP_WEB_TOKEN_FILE names, or is that of --settings.
     """  # fmt: skip
-    rows = bool(step or groups or measures)
+    forms = {
+        "--bars": bars, "--json": as_json, "--csv": as_csv, "--parquet": parquet_file is not None,
+    }  # fmt: skip
+    _check_forms(forms, watch=watch, has_steps=step is not None)
+    is_family = bool(step or groups or measures)
     found = Range(
-        from_time, to_time, _keys(keys, several=rows), step=step, group=_group(groups),
+        from_time, to_time, _keys(keys, several=is_family), step=step, group=_group(groups),
         measures=measures or None,
     )  # fmt: skip
-    if watch and as_json:
-        raise click.UsageError("cannot use --watch with --json: a document has an end; give one")
-    settings = load_settings(file=settings_file) if settings_file else Settings()
-    token = settings.web_token or _token()
-    if url is None and settings_file:
-        from app.config.connections import own_url  # noqa: PLC0415 - a query alone needs no worker's modules
-
-        url = own_url(settings)
-    ca_file = ca_file or settings.web_ca_file or None
-    try:
-        with QueryClient(DEFAULT_URL if url is None else url, token, ca_file=ca_file) as client:
-            ask = _asking(client, name, found, limit, rows=rows)
-            if watch:
-                _watch(ask)
-            else:
-                _print(ask(), as_json=as_json)
-    except (QueryFailedError, ValueError, OSError) as error:
-        raise QueryError(f"{error}{_hint(error, token)}") from error
+    default = 0 if as_csv or parquet_file else LIMIT
+    question = Question(name, found, is_family, (default if limit is None else limit) or None)
+    with endpoint.client() as client:
+        if watch:
+            _watch(lambda: question.answer(client), bars=bars)
+        elif as_csv or parquet_file:
+            _write(*question.frame(client), parquet_file)
+        elif as_json:
+            _print_json(question.answer(client))
+        else:
+            answer = question.answer(client)
+            console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+            console.print(_drawn(answer, bars=bars))
+            _note(_notes_of(answer))
 
 
-def _hint(error: Exception, token: str | None) -> str:
-    """Return a hint to set a token, for a reader who was refused without one."""
-    if token or getattr(error, "status", None) != HTTPStatus.UNAUTHORIZED:
-        return ""
-    variable = environment_variable("web_token")
-    return f"; set {variable}, or {variable}_FILE to the path of a file that holds the token"
-
-
-def _token() -> str | None:
-    """Return the token of the environment, or of the file that it names; None if neither is set.
+def _check_forms(forms: Mapping[str, bool], *, watch: bool, has_steps: bool) -> None:
+    """Refuse options that exclude each other.
 
     Raises:
-        QueryError: the file cannot be read.
+        UsageError: they do.
     """
-    token = os.environ.get(environment_variable("web_token"))
-    file = os.environ.get(environment_variable("web_token_file"))
-    if token or not file:
-        return token
-    try:
-        return read_secret(Path(file))
-    except ValueError as error:
-        raise QueryError(f"cannot use {environment_variable('web_token_file')}: {error}") from error
+    given = [name for name, is_given in forms.items() if is_given]
+    if len(given) > 1:
+        raise click.UsageError(f"cannot use {' with '.join(given)}: give one of them")
+    if watch and given and given != ["--bars"]:
+        raise click.UsageError(f"cannot use --watch with {given[0]}: its output ends; give one")
+    if forms["--bars"] and not has_steps:
+        raise click.UsageError("cannot use --bars without --step: a bar is a step; give --step 1h")
 
 
-def _asking(client: QueryClient, name: str, asked: Range, limit: int, *, rows: bool) -> Ask:
-    """Return the request: of rows of a family, or of cells of a layer."""
-    if rows:
-        return functools.partial(client.rows, name, asked, limit=limit)
-    key = {name: value for name, value in asked.key.items() if isinstance(value, str)}
-    return functools.partial(client.cells, name, key, asked.from_time, asked.to_time, limit=limit)
+def _print_json(answer: Answer | FamilyAnswer) -> None:
+    click.echo(printable_json(_json(answer), orjson.OPT_INDENT_2))
+    _note(_notes_of(answer) + _cut(answer.rows_after, is_family=isinstance(answer, FamilyAnswer)))
 
 
-def _print(answer: Answer | FamilyAnswer, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(printable_json(_json(answer), orjson.OPT_INDENT_2))
+def _write(frame: Any, notes: list[str], parquet_file: Path | None) -> None:
+    """Write a frame to a file or, as CSV, to standard output; times are those of UTC."""
+    import polars as pl  # noqa: PLC0415 - a table needs none
+
+    times = pl.col("window_start", "window_end").cast(pl.Datetime("ms", "UTC"))
+    frame = frame.with_columns(times)
+    if parquet_file is None:
+        text = frame.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.fZ")
+        click.echo(printable(text, keep="\n") if sys.stdout.isatty() else text, nl=False)
     else:
-        Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(_table(answer))
-    for note in _notes(answer):
+        try:
+            with parquet_file.open("wb") as file:
+                frame.write_parquet(file)
+        except OSError as error:
+            raise QueryError(
+                f"cannot write {printable(str(parquet_file))}: {error.strerror}; want a file that"
+                " can be written"
+            ) from error
+        click.echo(f"{frame.height:,} rows in {printable(str(parquet_file))}", err=True)
+    _note(notes)
+
+
+def _note(notes: list[str]) -> None:
+    for note in notes:
         click.echo(printable(note), err=True)
 
 
-def _watch(ask: Ask) -> None:
+def _watch(ask: Callable[[], Answer | FamilyAnswer], *, bars: bool) -> None:
     """Draw the answer anew until the reader has seen enough."""
     console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
     def drawn() -> Group:
         answer = ask()
-        return Group(_table(answer), *(Text(printable(note)) for note in _notes(answer)))
+        notes = (Text(printable(note)) for note in _notes_of(answer))
+        return Group(_drawn(answer, bars=bars), *notes)
 
     try:
         with Live(drawn(), console=console, auto_refresh=False) as live:
@@ -170,28 +238,41 @@ def _tried(drawn: Callable[[], Group]) -> Group:
         return Group(Text(printable(f"asks again: {error}")))
 
 
-def _notes(answer: Answer | FamilyAnswer) -> list[str]:
-    if isinstance(answer, Answer):
-        notes = [PARTIAL] if answer.partial else []
-        count = len(answer.cells)
-    else:
-        notes = [PARTIAL] if answer.exactness == "partial" else []
-        count = len(answer.rows)
-    for name, whole_ms in answer.whole_from.items():
+def _notes_of(answer: Answer | FamilyAnswer) -> list[str]:
+    partial = answer.partial if isinstance(answer, Answer) else answer.exactness == "partial"
+    return _notes(answer.whole_from, partial=partial)
+
+
+def _notes(whole_from: Mapping[str, int | None], *, partial: bool) -> list[str]:
+    notes = [PARTIAL] if partial else []
+    for name, whole_ms in whole_from.items():
         since = "some time that is not known yet" if whole_ms is None else time_text(whole_ms)
         notes.append(f"{name}: the layer has it since {since}; before, it is empty")
-    return [*notes, f"more: only the first {count} cells; raise --limit"] if answer.more else notes
+    return notes
 
 
-def _table(answer: Answer | FamilyAnswer) -> Table:
+def _cut(rows: int, *, is_family: bool) -> list[str]:
+    """Return the mark of rows that the limit cut."""
+    word = "row" if is_family else "cell"
+    return [f"… {rows:,} more {word}{'' if rows == 1 else 's'}; --limit 0 shows all"] * bool(rows)
+
+
+def _drawn(answer: Answer | FamilyAnswer, *, bars: bool) -> Group:
+    """Return the table, a line about it, and the mark of rows that were cut."""
+    is_family = isinstance(answer, FamilyAnswer)
+    about = range_text(answer.from_ms, answer.to_ms)
     if isinstance(answer, Answer):
         title = f"{answer.layer} (partial)" if answer.partial else answer.layer
-        return cells_table(title, answer.cells)
-    if is_worth_sparks(answer):
-        return sparks_table(answer.family, answer)
-    table = cells_table(answer.family, answer.rows)
-    table.caption = f"{len(answer.rows)} rows, {caption(answer)}"
-    return table
+        table = cells_table(title, answer.cells)
+        about = f"{len(answer.cells):,} cells, {about}"
+    elif bars and answer.rows:
+        table = sparks_table(answer.family, answer)
+        about = f"{about}, {caption(answer)}"
+    else:
+        table = cells_table(answer.family, answer.rows)
+        about = f"{len(answer.rows):,} rows, {about}, {caption(answer)}"
+    table.caption = None
+    return Group(table, *map(Text, [about, *_cut(answer.rows_after, is_family=is_family)]))
 
 
 def _keys(keys: tuple[str, ...], *, several: bool) -> dict[str, str | list[str]]:

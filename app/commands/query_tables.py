@@ -15,9 +15,6 @@ from tables.model.window import time_text
 from treasure_map import Cell, FamilyAnswer, Row
 
 BARS = "▁▂▃▄▅▆▇█"
-SPARK_ROWS_MIN = 3
-"""The least steps of a key that make a line worth drawing."""
-
 Value = int | float | str | None
 
 
@@ -40,7 +37,7 @@ def cells_table(title: str, cells: Sequence[Cell | Row]) -> Table:
 
 def sparks_table(title: str, answer: FamilyAnswer) -> Table:
     """Return a table with a line a key: for each measure its steps as bars, and the last value."""
-    table = Table(title=Text(printable(title)), caption=caption(answer))
+    table = Table(title=Text(printable(title)))
     first = answer.rows[0]
     for name in first.key:
         table.add_column(Text(printable(name)), overflow="fold")
@@ -58,9 +55,9 @@ def sparks_table(title: str, answer: FamilyAnswer) -> Table:
     return table
 
 
-def is_worth_sparks(answer: FamilyAnswer) -> bool:
-    """Return whether some key has enough steps for a line."""
-    return len({row.window_start for row in answer.rows}) >= SPARK_ROWS_MIN
+def range_text(from_ms: int, to_ms: int) -> str:
+    """Return a range in words."""
+    return f"from {time_text(from_ms)} to {time_text(to_ms)}"
 
 
 def by_key(rows: Sequence[Row]) -> dict[tuple[Value, ...], dict[int, Row]]:

@@ -13,6 +13,8 @@ import click
 from rich.console import Console
 
 from app.commands.interrupts import until_interrupted
+from app.commands.produce import progress_of
+from app.commands.progress_line import ProgressLine
 from app.commands.query import PIPE_COLUMNS
 from app.commands.query_tables import cells_table
 from app.demo.own_events import Trial, Tried, serve, tried
@@ -20,6 +22,7 @@ from app.demo.own_report import command_lines, outcome_lines, reached_layers, sp
 from app.host.printable import printable
 from app.load.input_file import FORMS, Form, InputFile
 from app.load.input_piece import InputError
+from app.load.produce import Written
 from app.mapfile.load import load_map
 from tables.model.layer import Map, Source
 from treasure_map import Answer, QueryClient
@@ -105,7 +108,14 @@ def _folder(keep: pathlib.Path | None) -> Iterator[pathlib.Path]:
 
 
 async def _try(trial: Trial, seconds: float | None) -> None:
-    async with tried(trial, lambda sentence: click.echo(printable(sentence))) as found:
+    line = ProgressLine()
+
+    def show(written: Written, applied: int) -> None:
+        if written.events:
+            line.show(f"{progress_of(written)}, {applied:,} applied")
+
+    async with tried(trial, line.note, show) as found:
+        line.clear()
         await asyncio.to_thread(_report, trial.themap, found)
         if seconds is None:
             click.echo("it serves queries until Ctrl-C")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
+    from app.host.findings import Finding
     from app.host.reloads import Reloads
     from tables.archive.protocol import Archive
     from tables.model.layer import Map
@@ -21,16 +22,21 @@ Fault = tuple[tuple[str, ...], str]
 
 
 class Schema(NamedTuple):
-    """Tables of ``map apply``: ``words`` name them, opening ``archive`` makes or checks them."""
+    """Tables of ``map apply``: ``words`` name them, opening ``archive`` makes or checks them.
+
+    ``check`` makes nothing. It waits, and raises ArchiveError if a table is another layer's.
+    """
 
     archive: Archive
     words: str
+    check: Callable[[], None]
 
 
 class Wiping(NamedTuple):
-    """Cells that ``map start-over`` deletes: ``words`` name them, ``wipe`` deletes them and waits.
+    """Cells that ``reset`` deletes: ``words`` name them, ``wipe`` deletes them and waits.
 
-    ``wipe`` raises ArchiveError if they cannot be deleted.
+    ``words`` are empty if it is known that there are none. ``wipe`` raises ArchiveError if they
+    cannot be deleted.
     """
 
     words: str
@@ -46,10 +52,12 @@ class ArchiveKind(abc.ABC):
     Attributes:
         name: the value of the setting ``archive`` that chooses it.
         serves_many: whether several workers of a group may have it together.
+        extra: the extra of the distribution that brings its packages; empty if it needs none.
     """
 
     name: str
     serves_many: bool
+    extra: str = ""
 
     def exposed(self, settings: Settings) -> Iterator[Fault]:
         """Yield each fault of its connections beyond loopback, unless ``insecure`` is set."""
@@ -74,9 +82,18 @@ class ArchiveKind(abc.ABC):
         del settings, themap
         return None
 
+    def examine(self, settings: Settings, themap: Map | None) -> list[Finding]:
+        """Return findings of it, and of a map's part of it; it waits, and makes nothing.
+
+        Raises:
+            ArchiveError: it does not answer, or refuses.
+        """
+        del settings, themap
+        return []
+
     @abc.abstractmethod
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
-        """Return the cells to delete when a map starts over."""
+        """Return the cells to delete when a map is reset."""
 
     def grants(self, settings: Settings, themap: Map, role: str, user: str) -> Iterator[str]:
         """Yield the commands that give a user the least rights of a role of ``map acl``."""

@@ -12,13 +12,14 @@ from app.config.loopback import INSECURE, is_loopback
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
+    from app.host.findings import Finding
     from app.host.reloads import Reloads
     from tables.archive.protocol import Archive
     from tables.model.layer import Map
 
 _KEYSPACE: dict[str, tuple[str, ...]] = {
     "apply": ("CREATE", "ALTER", "SELECT", "MODIFY"),
-    "start-over": ("DROP", "SELECT", "MODIFY"),
+    "reset": ("DROP", "SELECT", "MODIFY"),
 }
 _TABLES: dict[str, tuple[str, ...]] = {"worker": ("SELECT", "MODIFY"), "verify": ("SELECT",)}
 
@@ -28,6 +29,7 @@ class CassandraKind(ArchiveKind):
 
     name = "cassandra"
     serves_many = True
+    extra = "cassandra"
 
     def exposed(self, settings: Settings) -> Iterator[Fault]:
         """Yield that nodes beyond loopback are reached without TLS."""
@@ -53,9 +55,20 @@ class CassandraKind(ArchiveKind):
 
     def schema(self, settings: Settings, themap: Map) -> Schema:
         """Return the keyspace with a table for each layer."""
+        made = cassandra_settings(settings)
+        from tables.archive.cassandra.inspection import check_tables  # noqa: PLC0415 - an extra
+
         count = len(themap.layers)
-        tables = f"{count} table{'' if count == 1 else 's'}"
-        return Schema(self.make(settings), f"{tables} in keyspace {settings.cassandra_keyspace}")
+        tables = f"{count} table{'' if count == 1 else 's'} in keyspace {made.keyspace}"
+        return Schema(self.make(settings), tables, functools.partial(check_tables, made, themap))
+
+    def examine(self, settings: Settings, themap: Map | None) -> list[Finding]:
+        """Return findings of its nodes, its keyspace and the map's tables."""
+        made = cassandra_settings(settings)
+        from app.config.cassandra_findings import findings  # noqa: PLC0415 - an extra
+        from tables.archive.cassandra.inspection import inspect  # noqa: PLC0415 - an extra
+
+        return list(findings(made, inspect(made, themap), has_map=themap is not None))
 
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return the map's tables."""

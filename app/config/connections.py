@@ -114,12 +114,6 @@ def advertised_url(settings: Settings) -> str:
     return f"{scheme}://{bracketed}:{settings.web_port}"
 
 
-def own_url(settings: Settings) -> str:
-    """Return the URL at which commands of the same machine reach a worker of these settings."""
-    scheme = "https" if settings.web_cert_file else "http"
-    return f"{scheme}://{settings.web_host}:{settings.web_port}"
-
-
 def peers_tls(settings: Settings, reloads: Reloads | None = None) -> ssl.SSLContext | None:
     """Return the context that checks other workers' certificates, None for the system's.
 

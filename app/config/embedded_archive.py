@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.config.archive_kind import ArchiveKind, Wiping
+from app.host.findings import Finding
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
     from app.host.reloads import Reloads
     from tables.archive.protocol import Archive
+    from tables.model.layer import Map
 
 
 class EmbeddedKind(ArchiveKind):
@@ -39,10 +41,27 @@ class EmbeddedKind(ArchiveKind):
         del reloads
         return EmbeddedArchive(settings.archive_folder)
 
+    def examine(self, settings: Settings, themap: Map | None) -> list[Finding]:
+        """Return whose archive the folder has, as the file beside it says."""
+        from tables.archive.embedded import extent  # noqa: PLC0415 - if chosen
+
+        folder = settings.archive_folder
+        known = extent.written(folder)
+        if known is None:
+            return [Finding("ok", "archive", f"{folder} has none yet; a worker makes it")]
+        if themap is not None and known[1] != themap.name:
+            text = (
+                f"{folder} has the rows of another map; got map {known[1]}; want {themap.name};"
+                " set archive_folder to a folder of this map's own"
+            )
+            return [Finding("fail", "archive", text)]
+        return [Finding("ok", "archive", f"{folder} has the rows of map {known[1]}")]
+
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return the folder's archive."""
+        from tables.archive.embedded.folder import has_archive  # noqa: PLC0415 - if chosen
         from tables.archive.embedded.wipe import wipe_folder  # noqa: PLC0415 - if chosen
 
         folder = settings.archive_folder
-        cells = f"the archive in folder {folder.absolute()}"
+        cells = f"the archive in folder {folder.absolute()}" if has_archive(folder) else ""
         return Wiping(cells, functools.partial(wipe_folder, folder, map_name))

@@ -48,6 +48,16 @@ class Settings(SettingFields, frozen=True, kw_only=True):
         """The node, or host and port: workers of one host differ in it."""
         return self.node or f"{socket.gethostname()}-{self.web_port}"
 
+    @property
+    def endpoint_url(self) -> str:
+        """The URL at which commands reach a worker of these settings."""
+        if self.web_url:
+            return self.web_url.rstrip("/")
+        scheme = "https" if self.web_cert_file else "http"
+        is_bare = ":" in self.web_host and not self.web_host.startswith("[")
+        host = f"[{self.web_host}]" if is_bare else self.web_host
+        return f"{scheme}://{host}:{self.web_port}"
+
     def group_of(self, map_name: str) -> str:
         """Return the consumer group of the workers of a map."""
         return self.group or f"treasure-map.{map_name}"

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from app.cluster.topics import apply_topics
 from app.demo.drain import drain
 from app.demo.embedded_broker import EmbeddedBroker
+from app.demo.repeated import repeated
 from app.demo.worker import DemoWorker, Status
 from app.load.event_check import EventCheck
 from app.load.event_keys import keys_of
@@ -62,13 +63,20 @@ class Tried:
     status: Status
 
 
+Show = Callable[[Written, int], None]
+"""Called a few times a second with the events written, and the number of those applied."""
+
+
 @asynccontextmanager
-async def tried(trial: Trial, note: Callable[[str], None]) -> AsyncIterator[Tried]:
+async def tried(
+    trial: Trial, note: Callable[[str], None], show: Show = lambda *_: None
+) -> AsyncIterator[Tried]:
     """Run broker and worker, and write the events; the body runs when all of them are folded.
 
     Args:
         trial: the map and the files.
         note: gets a sentence at each step.
+        show: gets the progress.
 
     Raises:
         TreasureMapError: some part of it could not continue.
@@ -87,9 +95,15 @@ async def tried(trial: Trial, note: Callable[[str], None]) -> AsyncIterator[Trie
                 keys=keys_of(trial.source),
                 check=check,
             )
-            await produce(plan, written)
-            note(f"wrote {written.events:,} events to {plan.topic}; waiting for their rows")
-            await drain(broker.bootstrap, trial.themap, worker, {}, with_open_windows=True)
+
+            async def step() -> None:
+                if (status := await worker.seen()) is not None:
+                    show(written, status.events(trial.themap))
+
+            async with repeated(step):
+                await produce(plan, written)
+                note(f"wrote {written.events:,} events to {plan.topic}; waiting for their rows")
+                await drain(broker.bootstrap, trial.themap, worker, {}, with_open_windows=True)
             status = await worker.status()
             yield Tried(trial.map_file, worker.url, broker.bootstrap, written, check, status)
 

@@ -15,18 +15,17 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import AsyncIterator
 
 import click
 import polars as pl
 
-from agents import tasks
 from app.cluster.topics import apply_topics
 from app.demo import check
 from app.demo.display import Display, Progress, ledger_lines
 from app.demo.drain import drain
 from app.demo.embedded_broker import EmbeddedBroker
 from app.demo.flights import events, truth
+from app.demo.repeated import repeated
 from app.demo.worker import DemoError, DemoWorker
 from app.load.generator import stream
 from app.load.plan import LoadSpec
@@ -34,13 +33,11 @@ from app.load.replay import replay, settled_ms
 from app.mapfile.load import load_map
 from tables.model.clock import wall_clock_ms
 from tables.model.layer import Map
-from treasure_map.query import QueryFailedError
 
 REPLAY_SECONDS = 20.0
 STREAM_SECONDS = 3_600.0
 # Of a demo with a given length, this part goes to the flights.
 REPLAY_SHARE = 0.75
-_SHOW_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,44 +131,18 @@ def _ends(themap: Map, last_ms: int) -> dict[str, int]:
     return {layer.name: layer.window.end(layer.window.start(last_ms)) for layer in layers}
 
 
-@contextlib.asynccontextmanager
-async def _shown(
+def _shown(
     display: Display, phase: str, progress: Progress, worker: DemoWorker
-) -> AsyncIterator[None]:
+) -> contextlib.AbstractAsyncContextManager[None]:
     """Show progress while the body runs; the worker's end ends the body too."""
-    body = asyncio.current_task()
-    assert body is not None
-    failures: list[Exception] = []
 
     async def show() -> None:
-        try:
-            while True:
-                await _show(display, phase, progress, worker)
-                await asyncio.sleep(_SHOW_SECONDS)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the body raises it
-            failures.append(error)
-            body.cancel()
+        # A worker that is too busy to answer shows nothing new.
+        if (status := await worker.seen()) is not None:
+            progress.apply(status.events(display.themap))
+            display.show(phase, progress, status)
 
-    task = asyncio.create_task(show())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if failures:
-            body.uncancel()
-            raise failures[0] from None
-        raise
-    finally:
-        await tasks.end(task)
-
-
-async def _show(display: Display, phase: str, progress: Progress, worker: DemoWorker) -> None:
-    try:
-        status = await worker.status()
-    except QueryFailedError:
-        # A worker that is too busy to answer shows nothing new; one that ended raises DemoError.
-        return
-    progress.apply(status.events(display.themap))
-    display.show(phase, progress, status)
+    return repeated(show)
 
 
 def _check_answers(url: str, themap: Map, flights: pl.DataFrame) -> list[str]:

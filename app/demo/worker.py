@@ -16,11 +16,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from app.config.settings import ENVIRONMENT_PREFIX, environment_variable
+from app.config.settings import (
+    ENVIRONMENT_PREFIX,
+    FIELDS,
+    FILE_VARIABLE,
+    environment_variable,
+    load_settings,
+)
 from app.host.children import Child, start_child
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
-from treasure_map.query import QueryClient
+from treasure_map.query import QueryClient, QueryFailedError
 from treasure_map.status import LayerStatus
 
 READY_SECONDS_MAX = 60.0
@@ -101,8 +107,15 @@ class DemoWorker(Child):
         folder: pathlib.Path,
         settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """``settings`` are those that it gets beside the ones that are said here, by name."""
+        """``settings`` are those that it gets beside the ones that are said here, by name.
+
+        Raises:
+            SettingError: a variable of the environment is not that of a setting.
+        """
         super().__init__(STOP_SECONDS_MAX)
+        # The worker gets no variable but its own, so it would not see one that is mistyped.
+        settable = {FILE_VARIABLE, *map(environment_variable, FIELDS)}
+        load_settings(environ={n: v for n, v in os.environ.items() if n not in settable})
         # The worker refuses anything but a port, with the words for every setting.
         port = os.environ.get(environment_variable("web_port")) or _port()
         self.url = f"http://127.0.0.1:{port}"
@@ -164,6 +177,17 @@ class DemoWorker(Child):
         """
         self.check()
         return await asyncio.to_thread(self._status)
+
+    async def seen(self) -> Status | None:
+        """Return the status; None if the worker does not answer now.
+
+        Raises:
+            DemoError: it ended.
+        """
+        try:
+            return await self.status()
+        except QueryFailedError:
+            return None
 
     async def wait(
         self, condition: Callable[[], Awaitable[Missing | None]], seconds_max: float

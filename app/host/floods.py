@@ -84,7 +84,6 @@ class FloodFilter(logging.Filter):
                     f"{record.getMessage()} (the last of {flood.held + 1} such lines in "
                     f"{flood.last_s - flood.began_s:.0f} s)"
                 )
-                # Not None, which the formatter of workers would make an argument.
                 record.args = ()
                 setattr(record, _LAST, True)
                 logging.getLogger(name).handle(record)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import os
+import queue
 import signal
 import sys
 import threading
@@ -51,6 +52,8 @@ class Watchdog:
         self._tick_s = stall_seconds_max / TICKS
         self._stalled_s = 0.0
         self._leaving = False
+        self._last_words: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._written = threading.Event()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to watch ``loop``, which must be that of the main thread."""
@@ -59,6 +62,8 @@ class Watchdog:
             # default of the signal ends the process.
             faulthandler.register(signal.SIGPROF, STDERR, chain=True)
         self._beat(loop)
+        # Python 3.12 starts no thread while it ends, so the one that writes has to wait for it.
+        threading.Thread(target=self._write, name="watchdog writes", daemon=True).start()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def leave(self) -> None:
@@ -72,6 +77,16 @@ class Watchdog:
         loop.call_later(self._tick_s, self._beat, loop)
 
     def _watch(self) -> None:
+        try:
+            self._count()
+            # A loop that resumes at this very moment is too late: show its stack.
+            self._last_words.put(self._reason(self._stalled_s))
+            self._written.wait(WRITE_SECONDS_MAX)
+        finally:
+            os._exit(EXIT_CODE)
+
+    def _count(self) -> None:
+        """Count the seconds without a beat, until they are more than the limit."""
         before_s = time.monotonic()
         while self._stalled_s <= self._limit_s:
             if sys.platform != "win32":
@@ -83,14 +98,13 @@ class Watchdog:
             # so the process was stopped, and the loop gets time to beat before the next tick.
             self._stalled_s += min(now_s - before_s, 2 * self._tick_s)
             before_s = now_s
-        # A loop that resumes at this very moment is too late: show its stack.
-        reason = self._reason(self._stalled_s)
-        writing = threading.Thread(
-            target=_write, args=(reason,), name="watchdog writes", daemon=True
-        )
-        writing.start()
-        writing.join(WRITE_SECONDS_MAX)
-        os._exit(EXIT_CODE)
+
+    def _write(self) -> None:
+        reason = self._last_words.get()
+        # Not by faulthandler, which would keep the interpreter's lock while a full pipe blocks,
+        # and not through a stream, whose lock the main thread may hold.
+        os.write(STDERR, f"{''.join(_stacks())}error: {reason}\n".encode())
+        self._written.set()
 
     def _reason(self, stalled_s: float) -> str:
         if self._leaving:
@@ -105,12 +119,6 @@ class Watchdog:
             "stacks are above; give the worker a core of its own, or smaller chunks "
             "(chunk_records_max)"
         )
-
-
-def _write(reason: str) -> None:
-    # Not by faulthandler, which would keep the interpreter's lock while a full pipe blocks,
-    # and not through a stream, whose lock the main thread may hold.
-    os.write(STDERR, f"{''.join(_stacks())}error: {reason}\n".encode())
 
 
 def _stacks() -> Iterator[str]:

@@ -7,9 +7,10 @@ buffer of a guessed size is filled, and a larger one if that is too small.
 from __future__ import annotations
 
 import struct
-import zlib
 
 import cramjam
+
+from tables.record.gzip import GzipError, inflate_gzip
 
 INFLATED_BYTES_MAX = 64 << 20
 """The inflated size of one batch. Producers fill a batch up to some MiB, and the largest record of
@@ -18,7 +19,6 @@ a source may have 12 MiB. It is a constant, so that every reader of a log sees t
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
 _GUESS_FACTOR = 8
 _GUESS_BYTES_MIN = 64 << 10
-_PIECE_BYTES = 4 << 20
 _FULL = "failed to write whole buffer"
 """The words of cramjam when its output is full; a test fails when an upgrade changes them."""
 
@@ -40,12 +40,12 @@ def inflate(codec: int, data: memoryview, head: bytes) -> tuple[memoryview, bool
     """
     try:
         if codec == GZIP:
-            return _gzip(data, head)
+            return inflate_gzip(bytes(data), INFLATED_BYTES_MAX, head)
         if codec == SNAPPY:
             return _snappy(data, head)
         if codec in (LZ4, ZSTD):
             return _guessed(cramjam.lz4 if codec == LZ4 else cramjam.zstd, data, head)
-    except (cramjam.DecompressionError, zlib.error, struct.error) as error:
+    except (cramjam.DecompressionError, GzipError, struct.error) as error:
         raise InflateError(f"its batch cannot be inflated: {error}") from error
     raise InflateError(f"its batch has an unknown compression; got {codec}")
 
@@ -68,25 +68,6 @@ def _guessed(module: object, data: memoryview, head: bytes) -> tuple[memoryview,
                 return whole, False
         else:
             return whole[: len(head) + taken], True
-
-
-def _gzip(data: memoryview, head: bytes) -> tuple[memoryview, bool]:
-    found = bytearray(head)
-    rest = bytes(data)
-    room = INFLATED_BYTES_MAX
-    while rest:
-        inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        while not inflater.eof:
-            piece = inflater.decompress(rest, _PIECE_BYTES)
-            if not piece and not inflater.eof:
-                raise InflateError("its batch cannot be inflated: gzip ends too early")
-            found += piece
-            room -= len(piece)
-            if room < 0:
-                return memoryview(found)[:room], False
-            rest = inflater.unconsumed_tail
-        rest = inflater.unused_data.lstrip(b"\x00")
-    return memoryview(found), True
 
 
 def _snappy(data: memoryview, head: bytes) -> tuple[memoryview, bool]:

@@ -24,7 +24,7 @@ from mode import Service
 
 from agents.supervised import supervised
 from agents.tasks import end, within
-from app.kafka.aiokafka_private import Fetched, UnreadableError, abandon
+from app.kafka.aiokafka_private import Fetched, UnreadableError, abandon, stop
 from app.kafka.assignor import GroupMap, Member
 from app.kafka.brokers import connect_error, patiently
 from app.kafka.lane import Lane
@@ -259,7 +259,7 @@ class Transport(Service):  # type: ignore[misc]  # mode comes without types
         if self._consumer is None:
             return
         await self._hints.commit(self._consumer, handled, STOP_SECONDS_MAX)
-        stopping = asyncio.create_task(self._consumer.stop())
+        stopping = asyncio.create_task(stop(self._consumer))
         done, _ = await asyncio.wait([stopping], timeout=STOP_SECONDS_MAX)
         if not done:
             log.warning("the group is left without an answer to the join that was under way")

@@ -28,7 +28,7 @@ from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 Stage = Literal["row", "line", "record"]
-Forms = Literal["every", "lines", "columns", "arrow", "csv", "avro"]
+Forms = Literal["every", "lines", "floats", "arrow", "csv", "avro"]
 
 KEY_BYTES_MAX = 1_024
 _ARROW: Headers = (("content-type", b"application/vnd.apache.arrow.stream"),)
@@ -89,7 +89,9 @@ class Bad:
     def suits(self, writer: Writer) -> bool:
         """Return whether a format can have it."""
         return {
-            "every": True, "lines": writer.uses_lines, "columns": not writer.uses_lines,
+            "every": True, "lines": writer.uses_lines,
+            # Texts of CSV that are not numbers are of another type.
+            "floats": not writer.uses_lines and writer.name != "csv",
         }.get(self.forms, writer.name == self.forms)  # fmt: skip
 
     @property
@@ -131,13 +133,13 @@ def _broken_json(sample: Sample) -> bytes:
     line = sample.line()
     return sample.chance.choice(
         (
+            *([] if sample.source.arrays else [b"[" + line + b"]"]),
             line[:-1],
             line[: len(line) // 2],
             line[:-1] + b",}",
             line[:-1] + b',"extra":NaN}',
             line.replace(b'":"', b'":"\xff', 1),
             line + b"}",
-            b"[" + line + b"]",
             b"[" * 2_000,
             b'"text"',
             b"null",
@@ -164,7 +166,10 @@ def _changed(sample: Sample, name: str, value: Any) -> bytes:
 
 
 def _wrong_values(sample: Sample) -> list[tuple[str, Any]]:
-    """Return declared fields, each with a value that JSON has and its type does not."""
+    """Return declared fields, each with a value that JSON has and its type does not.
+
+    Fields with options are left out: they may take it.
+    """
     wrong: dict[str, tuple[Any, ...]] = {
         "string": (7, True, []), "int": ("7", True, {}), "bool": (1, "true"), "float": ("1.5", []),
     }  # fmt: skip
@@ -172,6 +177,8 @@ def _wrong_values(sample: Sample) -> list[tuple[str, Any]]:
         sample.shape.time: (True, [], {}), sample.shape.type: (7, True, [], {}),
     }  # fmt: skip
     for field in sample.source.fields:
+        if field.converts:
+            continue
         wrongs.setdefault(field.name, wrong[field.type])
     return [(name, value) for name, values in wrongs.items() for value in values]
 
@@ -182,7 +189,8 @@ def _wrong_type(sample: Sample) -> bytes:
 
 def _whole_numbers(sample: Sample) -> list[str]:
     own = (sample.shape.time, sample.shape.type)
-    return [f.name for f in sample.source.fields if f.type == "int" and f.name not in own]
+    numbers = [f for f in sample.source.fields if f.type == "int" and not f.null_on_error]
+    return [f.name for f in numbers if f.name not in own]
 
 
 def _out_of_range(sample: Sample) -> bytes:
@@ -201,7 +209,8 @@ def _time_out_of_range(sample: Sample) -> tuple[str, int]:
 
 
 def _not_finite(sample: Sample) -> tuple[str, float] | None:
-    names = [field.name for field in sample.source.fields if field.type == "float"]
+    floats = [field for field in sample.source.fields if field.type == "float"]
+    names = [field.name for field in floats if not field.null_on_error]
     if not names:
         return None
     numbers = (float("nan"), float("inf"), float("-inf"))
@@ -299,10 +308,11 @@ def _csv(sample: Sample) -> tuple[bytes, Headers]:
 
 
 def _csv_wrong_type(sample: Sample) -> tuple[bytes, Headers] | None:
-    wrong = {"int": ("7.0", "x", " 7", "1e3", "+1"), "float": ("x", "1,5", "0x1"),
-        "bool": ("1", "True", "yes")}  # fmt: skip
+    wrong = {"int": ("7.5", "x", " 7", "1e-3"), "float": ("x", "1,5", "0x1", "nan"),
+        "bool": ("1", "yes")}  # fmt: skip
     own = (sample.shape.time, sample.shape.type)
-    fields = [f for f in sample.source.fields if f.type in wrong and f.name not in own]
+    usual = [f for f in sample.source.fields if f.type in wrong and not f.null_on_error]
+    fields = [field for field in usual if field.name not in own]
     if not fields:
         return None
     field = sample.chance.choice(fields)
@@ -313,7 +323,7 @@ def _csv_wrong_type(sample: Sample) -> tuple[bytes, Headers] | None:
 
 def _csv_out_of_range(sample: Sample) -> tuple[bytes, Headers]:
     numbers = [(name, "9" * 30) for name in (sample.shape.time, *_whole_numbers(sample))]
-    texts = [(sample.shape.time, text) for text in ("soon", "2026-02-30T00:00:00Z", "1.5")]
+    texts = [(sample.shape.time, text) for text in ("soon", "2026-02-30T00:00:00Z")]
     name, value = sample.chance.choice(numbers + texts)
     frame = sample.shape.frame(sample.frame().with_columns(pl.Series(name, [value])))
     return csv_text(frame, sample.source.format), _CSV
@@ -357,7 +367,7 @@ KINDS = (
     Bad("wrong_type", "malformed.wrong_type", "line", "lines", _wrong_type),
     Bad("out_of_range", "malformed.out_of_range", "line", "lines", _out_of_range),
     Bad("time_out_of_range", "malformed.out_of_range", "row", "every", _time_out_of_range),
-    Bad("not_finite", "malformed.not_finite", "row", "columns", _not_finite),
+    Bad("not_finite", "malformed.not_finite", "row", "floats", _not_finite),
     Bad("key_too_long", "malformed.key_too_long", "row", "every", _key_too_long),
     Bad("future", "events.future", "row", "every", _future),
     Bad("unclassified", "events.unclassified", "row", "every", _unclassified),

@@ -38,21 +38,23 @@ _TIME = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?( UTC)?$"
 _DIGITS_MAX = 17
 
 
-def read_csv(name: str, open_file: Open) -> Iterator[Piece]:
-    """Yield the rows of a file, some at a time.
+def read_csv(name: str, open_file: Open, rows_max: int | None = None) -> Iterator[Piece]:
+    """Yield the rows of a file, some at a time: all of them, or those in which ``rows_max`` are.
 
     Raises:
         InputError: it is not UTF-8, not CSV, or its rows have other numbers of values.
     """
     kinds: list[set[str]] | None = None
-    for _, rows, _ in _read(name, open_file):
+    # One piece more shows that there are more rows.
+    pieces_max = None if rows_max is None else rows_max // _ROWS + 1
+    for _, rows, _ in itertools.islice(_read(name, open_file), pieces_max):
         kinds = kinds or [set(_IS_KIND) for _ in rows[0]]
         for column, left in zip(zip(*rows, strict=True), kinds, strict=True):
             texts = pl.Series(column, dtype=pl.String)
             given = texts.filter(texts != "")
             left -= {kind for kind in left if not _IS_KIND[kind](given)}
     chosen = [next((kind for kind in _IS_KIND if kind in left), "text") for left in kinds or ()]
-    for header, rows, share in _read(name, open_file):
+    for header, rows, share in itertools.islice(_read(name, open_file), pieces_max):
         columns = list(zip(*rows, strict=True))
         yield Piece(
             _lines(header, chosen, columns), share,

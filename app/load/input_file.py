@@ -82,8 +82,12 @@ class InputFile:
                 f" run: gzip -d {name}"
             )
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, events_max: int | None = None) -> Iterator[Piece]:
         """Yield the events in their order; of a pipe, empty pieces too while nothing comes.
+
+        Args:
+            events_max: as many events are wanted; columns of CSV get the types that all values of
+                these have. None wants all.
 
         Raises:
             InputError: the rest of the file cannot be read.
@@ -94,7 +98,7 @@ class InputFile:
             elif self.form == "parquet":
                 yield from read_parquet(self._path)
             elif self.form == "csv":
-                yield from read_csv(self.name, self._open)
+                yield from read_csv(self.name, self._open, events_max)
             else:
                 with self._open() as (stream, raw):
                     read = self._read_lines if self.form == "lines" else self._read_array

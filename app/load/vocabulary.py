@@ -67,19 +67,11 @@ def words_of(themap: Map, source: Source, *, keys: int, skew: float, types: int)
         types: number of types, if patterns leave it open.
     """
     layers = plans_of(themap)[source.topic].layers
-    names = {name: None for layer in layers for name in (field.name for field in layer.key)}
-    named = [field for field in source.fields if field.name in names]
-    keyed = [field for field in source.fields if field.name in source.keyed_by] or named
     shape = EventShape(source)
-    own = {shape.time, shape.type}
-    keyed = [field for field in keyed if field.name not in own]
-    sides = [field for field in named if field not in keyed and field.name not in own]
-    measured = [f for f in source.fields if f not in (*keyed, *sides) and f.name not in own]
+    keyed, sides, measured = _fields(source, layers, shape)
     patterns = list(dict.fromkeys(pattern for layer in layers for pattern in layer.events))
-    chosen = types_of(patterns, types)
-    known = [*chosen, *filter(None, [nowhere := unclassified_type(patterns)])]
-    ranks = [(rank + 1) ** -skew for rank in range(keys)]
-    total = sum(ranks)
+    chosen, nowhere = types_of(patterns, types), unclassified_type(patterns)
+    known = chosen if nowhere is None else [*chosen, nowhere]
     texts = [_key_text(source, keyed, key) for key in range(keys)] if source.keyed_by else []
     return Words(
         source=source,
@@ -90,14 +82,38 @@ def words_of(themap: Map, source: Source, *, keys: int, skew: float, types: int)
         members=tuple(
             tuple(any(matches(p, name) for p in layer.events) for name in known) for layer in layers
         ),
-        keyed=tuple(keyed),
-        sides=tuple(sides),
-        measured=tuple(measured),
+        keyed=keyed,
+        sides=sides,
+        measured=measured,
         keys=keys,
-        weights=tuple(rank / total for rank in ranks),
+        weights=_weights(keys, skew),
         partitions=tuple(partition_of(text, source.partitions) for text in texts) or None,
         key_texts=tuple(texts),
     )
+
+
+def _fields(
+    source: Source, layers: Sequence[Layer], shape: EventShape
+) -> tuple[tuple[Field, ...], tuple[Field, ...], tuple[Field, ...]]:
+    """Return the fields that the key decides, the other fields of layers' keys, and the rest.
+
+    The time and the type of an event are in none of them.
+    """
+    own = {shape.time, shape.type}
+    names = {field.name for layer in layers for field in layer.key}
+    fields = [field for field in source.fields if field.name not in own]
+    decided = set(source.keyed_by) & {field.name for field in source.fields} or names
+    keyed = [field for field in fields if field.name in decided]
+    sides = [field for field in fields if field.name in names - decided]
+    measured = [field for field in fields if field.name not in names | decided]
+    return tuple(keyed), tuple(sides), tuple(measured)
+
+
+def _weights(keys: int, skew: float) -> tuple[float, ...]:
+    """Return the share of events of each key; the key of rank r has ``r ** -skew`` parts."""
+    ranks = [(rank + 1) ** -skew for rank in range(keys)]
+    total = sum(ranks)
+    return tuple(rank / total for rank in ranks)
 
 
 def types_of(patterns: Sequence[str], types: int) -> list[str]:

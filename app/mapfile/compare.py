@@ -28,6 +28,11 @@ _SOURCE = {
     "type_field": LATER_EVENTS,
     "time_unit_ms": LATER_EVENTS,
     "format": LATER_EVENTS,
+    "time_text": LATER_EVENTS,
+    "time_fraction": LATER_EVENTS,
+    "time_offset": LATER_EVENTS,
+    "arrays": LATER_EVENTS,
+    "compression": LATER_EVENTS,
     "id_field": "ids are remembered from the change on; without an id all are forgotten",
     "ids_max": "holds from the change on; it brings no forgotten id back",
     "keyed_by": "decides which layers are merged; producers have to keep it from the change on",
@@ -36,6 +41,11 @@ _SOURCE = {
     "inflated_bytes_max": LATER_EVENTS,
     "unclassified": LATER_EVENTS,
     "idle_heartbeat_ms": "holds as soon as a worker with the new map owns a partition",
+}
+_WORDS = {"time_text": "time.text", "time_fraction": "time.fraction", "time_offset": "time.zone"}
+_VALUES: dict[str, dict[object, str]] = {
+    "time_unit_ms": {1: "ms", 1_000: "s"},
+    "time_offset": {"Z": "UTC"},
 }
 _LAYER = {
     "events": LATER_EVENTS,
@@ -275,27 +285,29 @@ def _fields_changed(
         was, is_now = getattr(before, name), getattr(now, name)
         paths = f"{name.removesuffix('_field')}_path"
         if was != is_now or getattr(before, paths, None) != getattr(now, paths, None):
-            word = name.removesuffix("_ms").removesuffix("_field")
+            word = _WORDS.get(name, name.removesuffix("_ms").removesuffix("_field"))
             yield f"~ {word}: {_value(name, was)} -> {_value(name, is_now)}: {meaning}"
 
 
 def _value(name: str, value: object) -> str:
-    if value is None or value == ():
+    if value is None or value in ((), ""):
         return "none"
-    if name == "time_unit_ms":
-        return "ms" if value == 1 else "s"
+    if name in _VALUES:
+        return _VALUES[name].get(value, str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if name.endswith("_ms") and isinstance(value, int):
         return str(Window(value)) if value else "0s"
     if name == "where" or isinstance(value, RecordForm):
         return msgspec.json.encode(value).decode()
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _field(field: Field) -> str:
     at = f" at {path_text(field.path)}" if field.path else ""
-    return f"{field.type}{at}{', required' if field.required else ''}"
+    options = [name for name in ("required", "text", "whole", "digits") if getattr(field, name)]
+    options += ["null on error"] if field.null_on_error else []
+    return ", ".join([f"{field.type}{at}", *options])
 
 
 def _measure(measure: Measure) -> str:

@@ -12,12 +12,21 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
+from agents.decode.conversions import NotConvertibleError, value_converter
 from app.mapfile.sample import Event, OutOfRange, Sample
-from tables.model.layer import FieldType
+from tables.model.layer import Field, FieldType
 from tables.model.path import STEPS_MAX, Path
 
 NAMES_MAX = 300
 """Names of one object. An object of more has data as names, such as the ids of users."""
+
+TEXTS_MIN = 20
+"""Texts that are all numbers, or all booleans, prove nothing if there are fewer."""
+
+_ID_LIKE = {"id", "code", "key", "number", "no", "nr", "zone", "station", "device", "host", "line"}
+_TEXT_LIKE = {"type", "kind", "event", "action", "zip", "plz", "postcode", "phone", "version"}
+_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false")
+"""The texts of values that nobody writes as a code: without zeros before them, or a plus."""
 
 _TYPES: dict[frozenset[str], FieldType] = {
     frozenset(["string"]): "string",
@@ -27,6 +36,7 @@ _TYPES: dict[frozenset[str], FieldType] = {
     # A float field accepts whole numbers too.
     frozenset(["int", "float"]): "float",
 }
+_FIELD_KINDS = frozenset(("string", "int", "bool", "float"))
 _KINDS: dict[type, str] = {
     str: "string",
     bool: "bool",
@@ -42,8 +52,10 @@ class Values:
     """The values at one path.
 
     ``kinds`` counts them by kind: the types of fields, ``null``, ``object``, ``array`` and words
-    for others. ``rows`` are the indexes of the events with a scalar there, ``scalars`` its values.
-    ``inner`` has the values below by name, as far as they are objects.
+    for others. ``rows`` are the indexes of the events with a scalar there, ``scalars`` its values,
+    of the field's type. ``inner`` has the values below by name, as far as they are objects.
+    ``type`` is that of a field that accepts every one of these values, None without such a type;
+    ``options`` are those that the field needs for it.
     """
 
     path: Path
@@ -52,11 +64,8 @@ class Values:
     scalars: list[Any] = dataclasses.field(default_factory=list)
     inner: dict[str, Values] = dataclasses.field(default_factory=dict)
     is_wide: bool = False
-
-    @cached_property
-    def type(self) -> FieldType | None:
-        """The type of a field that accepts every one of these values; None without such a type."""
-        return _TYPES.get(frozenset(self.kinds.keys() - {"null"}))
+    type: FieldType | None = None
+    options: tuple[str, ...] = ()
 
     @cached_property
     def distinct(self) -> int:
@@ -67,6 +76,38 @@ class Values:
     def words(self) -> tuple[str, ...]:
         """The words of the last name, in small letters: ``deviceId`` is device and id."""
         return words_of(str(self.path[-1]))
+
+    @property
+    def is_id_like(self) -> bool:
+        """Whether the name is that of numbers or texts which name a thing."""
+        return bool(_ID_LIKE & set(self.words[-1:]))
+
+    def settle(self) -> None:
+        """Find the type and its options, when all values were added."""
+        self.type = _TYPES.get(frozenset(self.kinds.keys() - {"null"}))
+        for type_, option in self._conversions():
+            flags: dict[str, Any] = {option: True}
+            convert = value_converter(Field("", type_, **flags))
+            try:
+                self.scalars = [convert(value) for value in self.scalars]
+            except NotConvertibleError:
+                continue
+            self.type, self.options = type_, (option,)
+            break
+
+    def _conversions(self) -> Iterator[tuple[FieldType, str]]:
+        """Yield types and options that may accept the values, the likely ones first."""
+        kinds = self.kinds.keys() - {"null"}
+        texts = [value for value in self.scalars if type(value) is str]
+        is_named = self.is_id_like or _TEXT_LIKE & set(self.words)
+        if kinds in ({"int", "float"}, {"float"}) and self.is_id_like:
+            yield "int", "whole"
+        may_be_numbers = kinds != {"string"} or (len(texts) >= TEXTS_MIN and not is_named)
+        is_plain = texts and kinds <= _FIELD_KINDS and all(map(_PLAIN_NUMBER.fullmatch, texts))
+        if may_be_numbers and is_plain:
+            yield from (("int", "text"), ("float", "text"), ("bool", "text"))
+        if kinds == {"string", "int"}:
+            yield "string", "digits"
 
     def add(self, event: Event, row: int) -> None:
         """Add the values of an object at this path."""
@@ -99,6 +140,8 @@ def profile_of(sample: Sample) -> Values:
     root = Values(())
     for row, event in enumerate(sample.events):
         root.add(event, row)
+    for values in root.walk():
+        values.settle()
     return root
 
 

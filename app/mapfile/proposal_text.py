@@ -20,6 +20,8 @@ PARTITIONS = 4
 
 RECORD_BYTES_MAX = 1 << 20
 LISTED_MAX = 20
+_OPTION_VALUES = {"zone": '"UTC"'}
+_OPTION_WORDS = {"text": "written as texts", "whole": "written as floats"}
 _UNITS = {
     "text": "texts of RFC 3339",
     "ms": "milliseconds since 1970",
@@ -72,8 +74,11 @@ def _source(proposal: Proposal, now_ms: int) -> Iterator[str]:
         yield f"partitions = {PARTITIONS}  # a file does not have it: set it to that of the topic"
     else:
         yield f"partitions = {sample.partitions}  # as the topic has"
-    yield f"# The time: {_UNITS[roles.time.unit]}, in every event."
-    yield _role("time", roles.time.values)
+    form = " as texts" if "text" in roles.time.options else ""
+    yield f"# The time: {_UNITS[roles.time.unit]}{form}, in every event."
+    if "zone" in roles.time.options:
+        yield "# These have no offset: are they in UTC? If not, give the offset, as '+01:00'."
+    yield _role("time", roles.time.values, roles.time.options)
     if roles.time.unit != "text":
         yield f'time_unit = "{roles.time.unit}"'
     yield from _type(proposal)
@@ -82,6 +87,10 @@ def _source(proposal: Proposal, now_ms: int) -> Iterator[str]:
         yield _role("id", roles.id)
     else:
         yield "# No id was found: events that are sent twice are counted twice."
+    if sample.has_arrays:
+        yield "arrays = true  # a record may be a JSON array of events"
+    if sample.is_packed:
+        yield 'compression = "gzip"  # the values of records are packed'
     keyed = proposal.trees[0].key
     yield "# If producers choose the partition by fields of the key, say so: it saves a topic each."
     yield f"# keyed_by = {_list(keyed[:1])}"
@@ -96,10 +105,11 @@ def _source(proposal: Proposal, now_ms: int) -> Iterator[str]:
     yield f'# future_skew = "{FUTURE_SKEW_MS // 60_000}m"'
 
 
-def _role(role: str, values: Values) -> str:
-    if len(values.path) == 1 and values.path[0]:
+def _role(role: str, values: Values, options: Iterable[str] = ()) -> str:
+    if len(values.path) == 1 and values.path[0] and not options:
         return f"{role} = {toml_text(str(values.path[0]))}"
-    return f"{role} = {{path = {toml_text(path_text(values.path))}}}"
+    more = "".join(f", {name} = {_OPTION_VALUES.get(name, 'true')}" for name in options)
+    return f"{role} = {{path = {toml_text(path_text(values.path))}{more}}}"
 
 
 def _type(proposal: Proposal) -> Iterator[str]:
@@ -133,9 +143,11 @@ def _fields(proposal: Proposal) -> Iterator[str]:
 
 
 def _field(name: str, values: Values) -> str:
-    if values.path == (name,):
+    if values.path == (name,) and not values.options:
         return f'{name} = "{values.type}"'
-    return f'{name} = {{path = {toml_text(path_text(values.path))}, type = "{values.type}"}}'
+    path = "" if values.path == (name,) else f"path = {toml_text(path_text(values.path))}, "
+    options = "".join(f", {option} = true" for option in values.options)
+    return f'{name} = {{{path}type = "{values.type}"{options}}}'
 
 
 def _found(values: Values, events: int) -> str:
@@ -146,6 +158,8 @@ def _found(values: Values, events: int) -> str:
     kinds = [kind for kind in values.kinds if kind != "null"]
     if len(kinds) > 1:
         words += f", {' and '.join(sorted(kinds))}"
+    elif values.options:
+        words += f", {_OPTION_WORDS[values.options[0]]}"
     absent = events - len(values.rows)
     if absent:
         words += f", null or absent in {100 * absent / events:.2g} % of events"

@@ -37,7 +37,6 @@ VALUES_ALLOWED_MIN = 20
 """Distinct values that a key may always have, however small the sample."""
 
 _HOUR_MS = 3_600_000
-_ID_LIKE = {"id", "code", "key", "number", "no", "nr", "zone", "station", "device", "host", "line"}
 _TAKEN = {"partition", "record", "row", "time", "time_before", "type", "window_start"}
 _UNREADABLE = re.compile(r'["\\\x00-\x1f]')
 _LEVEL = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
@@ -177,11 +176,7 @@ def _is_number(one: Values) -> bool:
     """Return whether values are for measuring: not numbers that name a thing, or a time."""
     if one.type == "float":
         return True
-    return one.type == "int" and not (_is_id_like(one) or is_time_like(one))
-
-
-def _is_id_like(one: Values) -> bool:
-    return bool(one.words[-1:]) and one.words[-1] in _ID_LIKE
+    return one.type == "int" and not (one.is_id_like or is_time_like(one))
 
 
 def _names(measured: list[Values], others: list[Values]) -> dict[Path, str]:
@@ -268,7 +263,7 @@ def _key(
         values = scalars[id(one)]
         if id(one) in skipped or one.type == "float" or len(values) != events:
             continue
-        if one.type == "int" and not _is_id_like(one):
+        if one.type == "int" and not one.is_id_like:
             continue
         distinct = set(values)
         too_long = one.type == "string" and any(
@@ -276,7 +271,7 @@ def _key(
         )
         if len(distinct) > values_max or too_long or is_time_like(one):
             continue
-        rank = (len(distinct) == 1, not _is_id_like(one), len(distinct), len(one.path))
+        rank = (len(distinct) == 1, not one.is_id_like, len(distinct), len(one.path))
         found.append((rank, one))
     key: list[Values] = []
     for (is_one_value, *_), one in sorted(found, key=lambda pair: pair[0]):

@@ -12,7 +12,7 @@ from typing import Literal
 
 import polars as pl
 
-from agents.decode.json_events import parse_times
+from agents.decode.times import parse_times
 from agents.fold.layers import KEY_BYTES_MAX
 from app.host.printable import printable
 from app.mapfile.profile import Values
@@ -44,11 +44,15 @@ Unit = Literal["text", "ms", "s"]
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Time:
-    """The time of events: its values, the unit of numbers, and milliseconds by event."""
+    """The time of events: its values, the unit of numbers, and milliseconds by event.
+
+    ``options`` are those that the source's time needs.
+    """
 
     values: Values
     unit: Unit
     times_ms: list[int]
+    options: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -99,19 +103,32 @@ def is_time_like(values: Values) -> bool:
 
 
 def _time(values: Values, *, by_name: bool = False) -> Time | None:
-    """Return the time if all values are times; seconds need a name that says it."""
+    """Return the time if all values are times; seconds need a name that says it, and floats."""
     if values.type == "string":
-        times = parse_times(pl.Series(values.scalars, dtype=pl.String))
-        return None if times.null_count() else Time(values, "text", times.to_list())
-    if values.type != "int":
+        texts = pl.Series(values.scalars, dtype=pl.String)
+        for offset in ("", "Z"):
+            times = parse_times(texts, offset)
+            if not times.null_count():
+                return Time(values, "text", times.to_list(), ("zone",) if offset else ())
+        return None
+    if values.type not in ("int", "float") or "whole" in values.options:
         return None
     low, high = min(values.scalars), max(values.scalars)
     is_named = bool(_TIME_WORDS & set(values.words))
-    if low >= MS_FROM and high < MS_TO and (is_named or not by_name):
-        return Time(values, "ms", values.scalars)
+    options = values.options + (("fraction",) if values.type == "float" else ())
+    is_sure = values.type == "int" and not by_name
+    if low >= MS_FROM and high < MS_TO and (is_named or is_sure):
+        return Time(values, "ms", _milliseconds(values.scalars, 1), options)
     if low >= S_FROM and high < S_TO and is_named:
-        return Time(values, "s", [1_000 * second for second in values.scalars])
+        return Time(values, "s", _milliseconds(values.scalars, 1_000), options)
     return None
+
+
+def _milliseconds(numbers: Sequence[float], unit_ms: int) -> list[int]:
+    return [
+        unit_ms * number if isinstance(number, int) else round(number * unit_ms * 1e3) // 1_000
+        for number in numbers
+    ]
 
 
 def _time_score(time: Time) -> int:
@@ -127,8 +144,8 @@ def _type(values: Sequence[Values]) -> tuple[Values | None, bool]:
     texts = [
         one
         for one in values
-        if one.type == "string" and max(len(text.encode()) for text in one.scalars)
-        <= KEY_BYTES_MAX
+        if one.type == "string" and not one.options
+        and max(len(text.encode()) for text in one.scalars) <= KEY_BYTES_MAX
     ]  # fmt: skip
     if not texts:
         return None, False

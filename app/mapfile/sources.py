@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from app.mapfile.formats import read_format, unreadable_paths
 from app.mapfile.measures import undeclared
@@ -29,6 +30,7 @@ IDS_MAX_MIN, IDS_MAX_MAX = 1_000, 100_000_000
 """Bounds of the number of ids that a partition remembers; a hundred million need 5 GB."""
 
 _TIME_UNITS_MS = {"ms": 1, "s": 1_000}
+_OFFSET = re.compile(r"[+-](?:[01][0-9]|2[0-3]):[0-5][0-9]")
 _FRAME_COLUMNS = frozenset(
     ("partition", "record", "row", "time", "time_before", "type", "window_start")
 )
@@ -64,7 +66,7 @@ def read_sources(section: Section, folder: pathlib.Path) -> dict[str, DraftSourc
 def _read(name: str, section: Section, folder: pathlib.Path) -> DraftSource:
     topic = _read_topic(section)
     partitions = section.integer("partitions", 1, PARTITIONS_MAX, required=True)
-    time = _read_role(section, "time", required=True)
+    time, time_options = _read_time(section)
     kind = _read_role(section, "type", required=True)
     identity, ids_max = _read_id(section)
     roles = {"time": time, "type": kind, "id": identity}
@@ -74,6 +76,8 @@ def _read(name: str, section: Section, folder: pathlib.Path) -> DraftSource:
     record_bytes_max = section.integer("record_bytes_max", 1, RECORD_BYTES_MAX_MAX) or MIB
     inflated_bytes_max = section.integer("inflated_bytes_max", 1, INFLATED_BYTES_MAX_MAX)
     unclassified = section.choice("unclassified", ("dead", "count"))
+    arrays = section.flag("arrays")
+    compression = section.choice("compression", ("none", "gzip"))
     fields = _read_fields(section, roles)
     form = read_format(section, folder)
     types = {name: field.type if field else None for name, field in fields.items()}
@@ -81,6 +85,12 @@ def _read(name: str, section: Section, folder: pathlib.Path) -> DraftSource:
     section.finish()
     _note_paths(section, roles, fields)
     if form is not None:
+        if compression == "gzip" and form.name == "avro" and not form.schema:
+            section.note(
+                "compression",
+                "the frames of a schema registry cannot be in gzip, because their ids are read"
+                " first; leave one of the two out",
+            )
         declared = {f"fields.{name}": field.at for name, field in fields.items() if field}
         for reader, fault in unreadable_paths(form, roles | declared):
             section.note(reader, fault)
@@ -107,6 +117,11 @@ def _read(name: str, section: Section, folder: pathlib.Path) -> DraftSource:
             type_path=_nested(kind),
             id_path=_nested(identity or ()),
             format=form,
+            time_text=time_options.text,
+            time_fraction=time_options.fraction,
+            time_offset=time_options.offset,
+            arrays=arrays,
+            compression="gzip" if compression == "gzip" else "",
         )
     return DraftSource(name, types, keyed_by, topic, partitions, built)
 
@@ -152,6 +167,44 @@ def _read_keyed_by(
     return None if unknown else keyed_by
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _TimeOptions:
+    """The times that a source takes beside integers and RFC 3339 texts with offset."""
+
+    text: bool = False
+    fraction: bool = False
+    offset: str = ""
+
+
+def _read_time(section: Section) -> tuple[Path | None, _TimeOptions]:
+    """Return the path of the time, and the options of its table."""
+    table = section.raw("time")
+    if not isinstance(table, dict):
+        return _read_role(section, "time", required=True), _TimeOptions()
+    inner = section.inside("time", table)
+    path = inner.path("path", required=True)
+    inner.refuse("unit", 'the unit of numbers is the source\'s: time_unit = "s"; move it there')
+    options = _TimeOptions(inner.flag("text"), inner.flag("fraction"), _read_zone(inner))
+    inner.finish()
+    return path, options
+
+
+def _read_zone(section: Section) -> str:
+    """Return the offset of texts without one as RFC 3339 has it, empty if there is no zone."""
+    zone = section.text("zone")
+    if zone is None or _OFFSET.fullmatch(zone):
+        return zone or ""
+    if zone == "UTC":
+        return "Z"
+    section.note(
+        "zone",
+        f"not a zone of one offset; got {zone!r}; want 'UTC' or an offset such as '+01:00'; in"
+        " zones with daylight saving an hour of each year comes twice, so have producers of such"
+        " times write the offset",
+    )
+    return ""
+
+
 def _read_role(section: Section, role: str, *, required: bool = False) -> Path | None:
     """Return the path of the time, type or id: ``role = NAME``, or ``role = {path = PATH}``."""
     table = section.raw(role)
@@ -170,19 +223,20 @@ def _read_fields(section: Section, roles: Mapping[str, Path | None]) -> dict[str
     for name, declared in section.names("fields").items():
         entry = f"fields.{name}"
         path: Path | None = (name,)
-        kind, required = declared, False
+        kind, required, options = declared, False, dict[str, Any]()
         if isinstance(declared, dict):
             inner = section.inside(entry, declared)
             kind = inner.text("type", required=True)
             path = inner.path("path") if inner.has("path") else path
             required = inner.flag("required")
+            options = _read_options(inner, kind, required=required)
             inner.finish()
         if not isinstance(declared, dict) or kind is not None:
             _note_type(section, entry, kind)
         fields[name] = None
         if kind in get_args(FieldType) and path is not None:
             own = () if path == (name,) else path
-            field = Field(name, cast("FieldType", kind), own, required)
+            field = Field(name, cast("FieldType", kind), own, required, **options)
             _note_role(section, entry, field, roles)
             fields[name] = field
         is_own = name in ("time", "type") and roles[name] == path
@@ -195,6 +249,29 @@ def _read_fields(section: Section, roles: Mapping[str, Path | None]) -> dict[str
     return fields
 
 
+_OPTIONS = {
+    "text": (("int", "float", "bool"), "a string is a text already"),
+    "whole": (("int",), "a float has 12.0 as it is"),
+    "digits": (("string",), "a number has 42 as it is"),
+}
+"""The types of fields that have an option, and why others have no use for it, by option."""
+
+
+def _read_options(section: Section, kind: object, *, required: bool) -> dict[str, Any]:
+    """Return the conversions that a field declares."""
+    options: dict[str, Any] = {}
+    for option, (types, why) in _OPTIONS.items():
+        options[option] = section.flag(option)
+        if options[option] and kind in get_args(FieldType) and kind not in types:
+            want = " or ".join(map(repr, types))
+            section.note(option, f"of no use; got type {kind!r}; want {want}; {why}; remove it")
+    # A digest leaves out a flag that is not set; of another text it knows only the same object.
+    options["null_on_error"] = section.choice("on_error", ("event", "null")) == "null"
+    if required and options["null_on_error"]:
+        section.note("on_error", "a required value cannot become null; remove one of them")
+    return options
+
+
 def _note_type(section: Section, entry: str, kind: object) -> None:
     if kind not in get_args(FieldType):
         remedy = nearest(kind, get_args(FieldType)) if isinstance(kind, str) else "change it"
@@ -202,6 +279,11 @@ def _note_type(section: Section, entry: str, kind: object) -> None:
 
 
 _ROLE_TYPES = {"time": ("int",), "type": ("string",), "id": ("string", "int")}
+_OWN = {
+    "time": "write those of the time into its table: time = {path = ..., text = true}",
+    "type": "the type is a text; remove them",
+    "id": "an id is a text or a whole number, and both are the same id; remove them",
+}
 
 
 def _note_role(
@@ -213,6 +295,8 @@ def _note_role(
         if field.at == path and field.type not in wanted:
             want = " or ".join(map(repr, wanted))
             section.note(entry, f"the {role} field; got {field.type!r}; want {want}; change it")
+        if field.at == path and field.converts:
+            section.note(entry, f"the {role} field, which has no options of a field; {_OWN[role]}")
 
 
 def _note_paths(

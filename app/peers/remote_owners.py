@@ -12,7 +12,6 @@ import asyncio
 import dataclasses
 import math
 import ssl
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 
@@ -264,12 +263,17 @@ class Peers:
 
     def workers(self) -> list[WorkerAbout]:
         """Return the owners of partitions, and why one of them is not used."""
-        counts = Counter(self._members().values())
+        owns: dict[str, dict[str, list[int]]] = {}
+        for (topic, partition), url in sorted(self._members().items()):
+            owns.setdefault(url, {}).setdefault(topic, []).append(partition)
         troubles = {url: trouble.why for url, trouble in self._troubles.items()}
         return [
-            WorkerAbout(url, url == self._own_url, count, troubles.get(url, ""))
-            for url, count in sorted(counts.items())
-        ]
+            WorkerAbout(
+                url, url == self._own_url, sum(map(len, topics.values())),
+                troubles.get(url, ""), topics,
+            )
+            for url, topics in sorted(owns.items())
+        ]  # fmt: skip
 
     def _trouble(self, url: str) -> Trouble:
         """Return the troubles with a worker; those of workers that have left are forgotten."""

@@ -103,6 +103,14 @@ class Metrics(Collector):
         }
         text = "Unreadable records and malformed events, by reason."
         yield _counter("refused", text, refused, *PARTITION, "kind", "reason")
+        nulled = {
+            (*name.split(".")[1:], str(owner.partition)): count
+            for owner in owners
+            for name, count in owner.state.meta.ledger.items()
+            if name.startswith("nulled.")
+        }
+        text = "Wrong values that became null, by field."
+        yield _counter("nulled_values", text, nulled, "source", "field", "partition")
         selected = {
             (layer.name, str(owner.partition), column): owner.state.meta.ledger.get(
                 f"layer.{layer.name}.{column}", 0

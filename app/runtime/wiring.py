@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -46,6 +46,7 @@ from app.mapfile.load import load_map
 from app.peers.remote_owners import Peers
 from app.runtime.faust_app import MapApp, add_agent, create_app
 from app.runtime.metrics import Metrics
+from app.runtime.worker_log import announce
 from app.runtime.worker_process import PRIVATE, WorkerProcess
 from app.runtime.worker_status import WorkerStatus
 from app.web.access import Access, peer_key
@@ -108,7 +109,7 @@ class StorageService(Service):  # type: ignore[misc]  # mode comes without types
         except Exception as error:
             if not self.should_stop:
                 raise
-            self.log.info("Not opened, because asked to stop: %s", error)
+            log.info("not opened, because asked to stop: %s", error)
 
     async def _open(self) -> None:
         # Before a producer starts: without rights a broker refuses it without naming a topic.
@@ -174,27 +175,24 @@ def build(settings: Settings) -> MapApp:
     pressure = Pressure(
         settings.pending_bytes_max, settings.disk_free_bytes_min, folders, owners.pending_bytes
     )
-    pace = functools.partial(Pace, settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
-    ingest = Lane(
-        "ingest", owners.plans.keys() - layer_topics, app.chunks["ingest"].put, transport.lane_idle,
-        admits=pressure.admits_sources, pace=pace(),
-    )  # fmt: skip
-    rollup = Lane(
-        "rollup", layer_topics, app.chunks["rollup"].put, transport.lane_idle,
-        admits=pressure.admits_layers, pace=pace(),
-    )  # fmt: skip
+
+    def lane(name: str, topics: Iterable[str], admits: Callable[[], bool]) -> Lane:
+        pace = Pace(settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
+        put = app.chunks[name].put
+        return Lane(name, topics, put, transport.lane_idle, admits=admits, pace=pace)
+
+    ingest = lane("ingest", owners.plans.keys() - layer_topics, pressure.admits_sources)
+    rollup = lane("rollup", layer_topics, pressure.admits_layers)
     transport.serve(owners, [ingest, rollup])
     schemas = schemas_of(settings, themap, reloads)
-    add_agent(app, ingest, Ingest(owners, schemas).handle, transport.fail)
+    reader = Ingest(owners, schemas)
+    add_agent(app, ingest, reader.handle, transport.fail)
     add_agent(app, rollup, Rollup(owners).handle, transport.fail)
-    check = functools.partial(_check, settings, owners, options)
     foundation = StorageService(
-        log, archive, themap, check, transport.fail,
+        log, archive, themap, functools.partial(_check, settings, owners, options), transport.fail,
         opened_late=owners.claim_anew, outage=owners.emitted.archive,
     )  # fmt: skip
     watch = watch_of(settings, owners, transport, pressure, archive, schemas=schemas)
-    looking = Background(transport.fail, reloads.keep_looking)
-    app.own_services += [foundation, transport, watch, looking]
     reasons = functools.partial(
         readiness.reasons, transport, owners, archive,
         pressure=pressure, watch=watch, schemas=schemas,
@@ -202,8 +200,11 @@ def build(settings: Settings) -> MapApp:
     )  # fmt: skip
     view = WorkerStatus(
         themap, archive, owners, transport, pressure,
-        readiness=reasons, secret_files=settings.secret_files,
+        readiness=reasons, secret_files=settings.secret_files, types=reader.types,
     )  # fmt: skip
+    saying = functools.partial(announce, view, advertised_url(settings))
+    background = Background(transport.fail, reloads.keep_looking, saying)
+    app.own_services += [foundation, transport, watch, background]
     _answer(
         app, settings, view, transport,
         pressure=pressure, watch=watch, lanes=[ingest, rollup], reloads=reloads,
@@ -226,10 +227,6 @@ def _app(settings: Settings, themap: Map, reloads: Reloads) -> MapApp:
     app.reload_files = reloads.look
     app.stall_seconds_max = settings.session_timeout_ms / 1_000
     app.secret_files = settings.secret_files
-    # Faust connects to none of them, but its banner shows them.
-    app.conf.broker = ";".join(
-        f"kafka://{broker.strip()}" for broker in settings.brokers.split(",")
-    )
     return app
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
@@ -15,12 +16,16 @@ import sys
 from typing import Any, NoReturn
 
 import faust
+from mode.utils.logging import level_number
 
 from app.host import allocator as memory
 from app.host.printable import printable
 from app.host.watchdog import Watchdog
+from app.runtime.worker_log import begin_log
 from tables.called import called
 from tables.model.errors import SettingError, TreasureMapError
+
+log = logging.getLogger(__name__)
 
 PRIVATE = 0o077
 """The umask: nobody else gets rights to new files and folders, because they hold events."""
@@ -38,6 +43,8 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        # Faust shows no spinner and prints no words of its own.
+        self.spinner, self.quiet = None, True
         self._reason: BaseException | None = None
         self._watchdog = Watchdog(self.app.stall_seconds_max)
 
@@ -70,7 +77,7 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
 
     def _reload(self) -> None:
         """Check files that may have changed, as the sender of SIGHUP asks."""
-        self.log.info("SIGHUP: certificates, keys and tokens are checked")
+        log.info("SIGHUP: certificates, keys and tokens are checked")
         self.app.reload_files()
 
     def _check_options(self) -> None:
@@ -79,6 +86,13 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
                 f"cannot use options of Faust's own: got {', '.join(self.app.conf.refused)}; want"
                 f" the worker's settings to say it; see `{called('worker --help')}`"
             )
+
+    def _setup_logging(self) -> None:
+        begin_log(level_number(self.loglevel or "info"), self.logfile or self.stdout)
+
+    async def _stop_on_signal(self, received: signal.Signals) -> None:
+        log.info("the worker stops: got %s", received.name)
+        await super()._stop_on_signal(received)
 
     async def on_startup_finished(self) -> None:
         """Tune memory, once everything that lives as long as the process has been made."""
@@ -100,6 +114,7 @@ class WorkerProcess(faust.Worker):  # type: ignore[misc]  # faust comes without 
         except SystemExit as ending:
             code = ending.code
         self._watchdog.leave()
+        log.info("the worker has stopped")
         reason = self._reason or self.crash_reason
         if reason is not None:
             report_exit(reason, self.stderr)

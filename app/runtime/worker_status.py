@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msgspec import UNSET, UnsetType
+
+from agents.ingest import TypesSeen
+from agents.partition.owner import Owner
 from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
 from app.health.readiness import Source
@@ -19,11 +24,15 @@ from tables.query.facts import described
 from tables.query.live import LiveJob, LiveRead
 from treasure_map.status import LayerStatus
 
+TYPES_SHOWN = 10
+"""Event types that a hint names."""
+
 
 class WorkerStatus:
     """``app.web.handlers.WorkerView`` over the owners and the transport of this process.
 
     ``readiness`` yields the reasons why it is not ready. Others should not read ``secret_files``.
+    ``types`` returns the event types that each source has had.
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class WorkerStatus:
         *,
         readiness: Source,
         secret_files: tuple[str, ...] = (),
+        types: Callable[[], Mapping[str, TypesSeen]] = dict,
     ) -> None:
         self.themap = themap
         self.archive = archive
@@ -44,6 +54,7 @@ class WorkerStatus:
         self._pressure = pressure
         self._readiness = readiness
         self._secret_files = secret_files
+        self._types = types
 
     def local(self, read: LiveRead) -> LiveJob:
         """Return a job that makes the applied cells of this worker, with their freshness."""
@@ -52,6 +63,17 @@ class WorkerStatus:
     def layers(self) -> list[LayerStatus]:
         """Return each layer's counts on this worker."""
         return [self._layer(layer) for layer in self.themap.layers]
+
+    def unselected(self) -> dict[str, dict[str, int]]:
+        """Return, by source, the event types that no layer selects, with their events."""
+        return {name: dict(seen.unselected) for name, seen in self._types().items()}
+
+    def lag(self) -> dict[str, dict[str, int | None]]:
+        """Return the records not read yet, by topic and partition; None if that is not known."""
+        found: dict[str, dict[str, int | None]] = {}
+        for (topic, partition), lag in sorted(self._transport.lag_records().items()):
+            found.setdefault(topic, {})[str(partition)] = lag
+        return found
 
     def ledger(self) -> dict[str, Any]:
         """Return the account of all offsets and events of this worker's partitions."""
@@ -84,6 +106,7 @@ class WorkerStatus:
             "records": records,
             "events": events,
             "reasons": {kind: _by_reason(counts, kind) for kind in ("unreadable", "malformed")},
+            "nulled": _by_reason(counts, "nulled"),
             "layers": layers,
             "balanced": not problems,
             "problems": problems,
@@ -96,7 +119,8 @@ class WorkerStatus:
     def warnings(self) -> list[str]:
         """Return a sentence for each thing to mend despite which it is ready."""
         exposed = readable_secrets(self._secret_files)
-        return [*self._transport.membership.warnings(), *exposed]
+        late = self.owners.late.warnings()
+        return [*self._transport.membership.warnings(), *late, *exposed]
 
     def serving(self) -> dict[str, list[int]]:
         """Return the restored partitions, whose live cells queries read, by topic."""
@@ -126,12 +150,14 @@ class WorkerStatus:
     def _layer(self, layer: Layer) -> LayerStatus:
         topic = self.themap.input_topic(layer)
         owners = [owner for owner in self.owners.each() if owner.plan.topic == topic]
+        # The owners that fold its events; those of a merged layer have them in its combiner.
+        folded = self._combiner(layer) if layer.merged else layer
+        folding = [(o, folded) for o in self.owners.each() if folded in o.plan.layers]
         senders = [(owner.sinks, layer) for owner in owners]
         if layer.merged:
-            combiner = self._combiner(layer)
-            senders += [
-                (o.sinks, combiner) for o in self.owners.each() if combiner in o.plan.layers
-            ]
+            senders += [(owner.sinks, folded) for owner, folded in folding]
+        counts = ledger.total(owner.state.meta.ledger for owner, _ in folding)
+        selected = counts.get(f"layer.{folded.name}.selected", 0)
         closed = [owner.state.closed_ms(layer) for owner in owners]
         floors = [owner.state.floor_ms(layer) for owner in owners]
         return LayerStatus(
@@ -147,6 +173,24 @@ class WorkerStatus:
             whole_from={
                 str(owner.partition): described(layer, owner.state.whole(layer)) for owner in owners
             },
+            selected=selected,
+            first_ms=_first_ms(owners, layer),
+            last_ms=_last_ms(owners, layer),
+            hint=self._hint(layer, counts, selected),
+        )
+
+    def _hint(self, layer: Layer, counts: Mapping[str, int], selected: int) -> str | UnsetType:
+        """Return that a base layer has selected nothing of the events that there were."""
+        events = sum(counts.get(f"events.{name}", 0) for name in ("classified", "unclassified"))
+        if layer.source is None or selected or not events:
+            return UNSET
+        seen = self._types().get(layer.source)
+        names = sorted(seen.selected | seen.unselected.keys()) if seen is not None else []
+        shown = ", ".join(names[:TYPES_SHOWN]) or "none since the worker started"
+        more = f" and {len(names) - TYPES_SHOWN} more" if len(names) > TYPES_SHOWN else ""
+        return (
+            f"{layer.name} has selected nothing of {events:,} events: it selects"
+            f" {', '.join(layer.events)}; types seen: {shown}{more}"
         )
 
 
@@ -154,6 +198,24 @@ def _by_reason(counts: ledger.Ledger, kind: str) -> dict[str, int]:
     prefix = f"{kind}."
     found = {n.removeprefix(prefix): c for n, c in counts.items() if n.startswith(prefix)}
     return dict(sorted(found.items()))
+
+
+def _first_ms(owners: Sequence[Owner], layer: Layer) -> int | None:
+    """Return the first window of a layer in these partitions, None if that is not known."""
+    times = [(owner.state.meta.first_ms or {}).get(layer.name) for owner in owners]
+    return min((time_ms for time_ms in times if time_ms is not None), default=None)
+
+
+def _last_ms(owners: Sequence[Owner], layer: Layer) -> int | None:
+    """Return the last window of a layer in these partitions; of evicted ones, the last possible."""
+    found = []
+    for owner in owners:
+        windows, floor_ms = owner.state.tables[layer.name].versions, owner.state.floor_ms(layer)
+        if windows:
+            found.append(max(windows))
+        elif (owner.state.meta.first_ms or {}).get(layer.name) is not None:
+            found.append(layer.window.start(floor_ms - 1))
+    return max(found, default=None)
 
 
 def _known(times: list[int]) -> int | None:

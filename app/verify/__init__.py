@@ -23,7 +23,7 @@ from typing import Any
 
 from app.cluster.rights import rights_of
 from app.cluster.rights_check import check_rights
-from app.config.connections import kafka_options, own_url
+from app.config.connections import kafka_options
 from app.config.settings import Settings
 from app.kafka.record_batches import NO_TIME_MS
 from app.kafka.record_batches import Record as Unplain
@@ -92,7 +92,7 @@ async def verify(
         async with (
             Scan(settings.brokers, options, "cannot read topics", committed=True) as topics,
             Workers(
-                themap, urls or [own_url(settings)], settings.web_token, ca_file,
+                themap, urls or [settings.endpoint_url], settings.web_token, ca_file,
                 early=settings.early_emit_ms > 0, page_cells=settings.query_limit_max,
             ) as workers,
         ):  # fmt: skip

@@ -52,8 +52,13 @@ class Answers:
             self.found.add("http", where, sorted(names + measures), dict(frame.schema))
             return
         columns = [pl.repeat(url, frame.height, dtype=pl.Int32, eager=True).alias("url")]
-        columns += [frame[name] for name in names + measures]
+        columns += [_number(frame[name]) for name in names + measures]
         self.database.load(
             f"INSERT INTO {answers_table(layer)} FROM incoming",
             pl.DataFrame([column.alias(f"c{i}") for i, column in enumerate(columns)]),
         )
+
+
+def _number(column: pl.Series) -> pl.Series:
+    """Return a column with times, which are timestamps in answers, as epoch milliseconds."""
+    return column.dt.epoch("ms") if column.dtype == pl.Datetime else column

@@ -13,9 +13,10 @@ from typing import Any
 
 import polars as pl
 
+from app.verify.checks import Faults, check_of
 from app.verify.database import COLUMN_TYPES
-from app.verify.records import TIME_MS_MAX, TIME_MS_MIN, Event, Faults, text_time_ms
-from tables.model.layer import Source
+from app.verify.records import TIME_MS_MAX, TIME_MS_MIN, Event, time_ms_of
+from tables.model.layer import Field, Source
 from tables.model.path import Path
 
 _DAY_MS = 86_400_000
@@ -57,7 +58,7 @@ class ArrowRows:
             _times(frame, self._source),
             _column(_at(frame, self._source.type_at), "string"),
             _column(_at(frame, self._source.id_at), self._type_of_ids(frame)),
-            *(_column(_at(frame, field.at), field.type) for field in self._fields),
+            *(_field(_at(frame, field.at), field) for field in self._fields),
         ]
         return [self._event(*row) for row in zip(*columns, strict=True)]
 
@@ -112,6 +113,9 @@ class ArrowRows:
         faults: Faults = frozenset().union(*(one for one in found if isinstance(one, frozenset)))
         named = zip(self._fields, values, strict=True)
         fields = {field.name: value for field, value in named if value is not None}
+        nulled = tuple(name for name, value in fields.items() if value is _NULLED)
+        for name in nulled:
+            del fields[name]
         required = (field.name for field in self._fields if field.required)
         if time is None or kind is None or any(name not in fields for name in required):
             faults |= {"missing"}
@@ -119,12 +123,14 @@ class ArrowRows:
             return faults
         own = {self._source.time_at: time, self._source.type_at: kind}
         fields |= {name: own[path] for name, path in self._declared.items()}
-        return Event(time, kind, fields, "" if identity is None else str(identity))
+        return Event(time, kind, fields, "" if identity is None else str(identity), nulled)
 
 
 _WRONG: Faults = frozenset({"wrong_type"})
 _RANGE: Faults = frozenset({"out_of_range"})
 _INFINITE: Faults = frozenset({"not_finite"})
+_NULLED = object()
+"""Stands for a wrong value that is null."""
 
 
 def _at(frame: pl.DataFrame, path: Path | None) -> pl.Series:
@@ -170,12 +176,31 @@ def _column(column: pl.Series, kind: str) -> list[Any]:
     return _or_fault(_sound(column, kind), column, fault if _takes(column.dtype, kind) else _WRONG)
 
 
+def _field(column: pl.Series, field: Field) -> list[Any]:
+    """Return the values of a field, with its conversions, and faults for wrong ones."""
+    dtype = column.dtype
+    is_whole = dtype.is_integer() and dtype not in (pl.Int128, pl.UInt128)
+    if (
+        (field.text and _is_text(dtype))
+        or (field.whole and dtype.is_float())
+        or (field.digits and is_whole)
+    ):
+        check = check_of(field)
+        checked = [(None, None) if value is None else check(value) for value in column]
+        found = [fault or value for value, fault in checked]
+    else:
+        found = _column(column, field.type)
+    if field.null_on_error:
+        return [_NULLED if isinstance(one, frozenset) else one for one in found]
+    return found
+
+
 def _times(frame: pl.DataFrame, source: Source) -> list[Any]:
     """Return the times in milliseconds, cut off towards the past, and faults for other values."""
     column = _at(frame, source.time_at)
-    if _is_text(column.dtype):
-        times = [None if text is None else text_time_ms(text) for text in column.cast(pl.String)]
-        return _or_fault(pl.Series(times, dtype=pl.Int64), column, _RANGE)
+    if _is_text(column.dtype) or (column.dtype.is_float() and source.time_fraction):
+        checked = [(None, None) if one is None else time_ms_of(source, one) for one in column]
+        return [fault or time_ms for time_ms, fault in checked]
     fault = _RANGE if _is_time(column.dtype) else _WRONG
     return _or_fault(_sound_times(frame, source), column, fault)
 

@@ -15,13 +15,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from app.verify.checks import NOT_FINITE
 from app.verify.errors import VerifyError
 from tables.model.layer import Source
 from tables.model.path import Path
 from treasure_map.extras import install
-
-NOT_FINITE = object()
-"""The value of a float that is not a number, or infinite."""
 
 SchemaOf = Callable[[int], str | None]
 """Returns the text of a schema of the registry, None if the registry has none of this id."""
@@ -59,7 +57,7 @@ class AvroRows:
         self._source = source
         self._schema_of = schema_of
         self._known: dict[Any, _Schema | None] = {}
-        kinds: dict[Path, str] = {field.at: field.type for field in source.fields}
+        kinds = kinds_of(source)
         self._kinds = {path: kinds.get(path, "") for path in source.paths}
         self._kinds[source.time_at] = "time"
 
@@ -169,6 +167,14 @@ class _Schema:
         return found
 
 
+def kinds_of(source: Source) -> dict[Path, str]:
+    """Return the types of fields by path; ``number`` of a float with options, which take more."""
+    return {
+        field.at: "number" if field.converts and field.type == "float" else field.type
+        for field in source.fields
+    }
+
+
 def _there(schema: _Schema | None) -> _Schema:
     if schema is None:
         raise NotAvroError
@@ -184,13 +190,14 @@ def _step(value: Any, step: str | int) -> Any:
 def _plain(value: Any, kind: str) -> Any:
     if isinstance(value, Millis):
         return value if kind == "time" else value.number
-    if kind == "float":
+    if kind in ("float", "number"):
         if isinstance(value, fractions.Fraction):
             try:
-                return float(value)
+                value = float(value)
             except OverflowError:
-                return NOT_FINITE
-        if value is _HUGE or (type(value) is float and not math.isfinite(value)):
+                value = math.inf
+        value = math.inf if value is _HUGE else value
+        if kind == "float" and type(value) is float and not math.isfinite(value):
             return NOT_FINITE
     return value
 

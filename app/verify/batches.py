@@ -13,6 +13,7 @@ A document is sound if it is an object without repeated names whose values are o
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,13 +21,14 @@ import orjson
 import polars as pl
 
 from app.verify.arrow import ArrowRows
+from app.verify.checks import Faults
 from app.verify.database import COLUMN_TYPES, Database
+from app.verify.documents import elements_of
 from app.verify.lines import Line, decoded, doubt, frame_of
 from app.verify.records import (
     STARTS,
     Content,
     Event,
-    Faults,
     Record,
     RecordReader,
     form_of,
@@ -83,6 +85,7 @@ class Decoder:
 
     Attributes:
         size: how many bytes of documents are not in the table yet.
+        nulled: how many wrong values became null so far, by partition and field.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Decoder:
         self._arrow = arrow
         self._faulty = faulty
         self.kinds = Kinds(layers)
+        self.nulled: Counter[tuple[int, str]] = Counter()
         self._floats = {name for name, kind in needed.items() if kind == "float"}
         self.columns = {name: f"f{number}" for number, name in enumerate(needed)}
         types = {self.columns[name]: COLUMN_TYPES[kind][0] for name, kind in needed.items()}
@@ -204,7 +208,13 @@ class Decoder:
             form = ""
             if record.headers or value[0] in _FIRST or self._source.format is not None:
                 form = form_of(record, self._source)
-            if form == "json" or (not form and b"\n" not in value):
+            is_array = self._source.arrays and form in ("", "json")
+            elements = elements_of(value) if is_array else None
+            if elements is not None:
+                several = elements
+                if not elements:
+                    rest.append(record)
+            elif form == "json" or (not form and b"\n" not in value):
                 several = [value]
             else:
                 several = [line for line in value.split(b"\n") if line.strip()]
@@ -242,6 +252,7 @@ class Decoder:
         if not isinstance(event, Event):
             self._faulty(part, offset, index, event)
             return
+        self.nulled.update((part, field) for field in event.nulled)
         values = [event.fields.get(name) for name in self.columns]
         for number, name in enumerate(self.columns):
             if name in self._floats and (value := values[number]) is not None:

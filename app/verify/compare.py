@@ -183,9 +183,10 @@ def _counts(
             continue
         more = contributed if column == "classified" else 0
         yield f"events.{column}", own[f"events.{column}"] + more, ledger["events"][column]
-    for kind in ("unreadable", "malformed"):
+    for kind in ("unreadable", "malformed", "nulled"):
         reasons = {name.partition(".")[2] for name in own if name.startswith(f"{kind}.")}
-        served = ledger["reasons"][kind]
+        # Workers of earlier releases have no nulled values.
+        served = ledger.get("nulled", {}) if kind == "nulled" else ledger["reasons"][kind]
         for reason in sorted((reasons | served.keys()) - {"contribution"}):
             name = f"{kind}.{reason}"
             yield name, own[name], served.get(reason, 0)

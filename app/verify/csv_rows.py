@@ -1,21 +1,14 @@
-"""CSV recomputed: a record's rows by RFC 4180, character by character, and the values of its texts.
+"""CSV recomputed: a record's rows by RFC 4180, character by character.
 
 A row that breaks the rules of quotes ends at its first line feed.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 from tables.model.layer import RecordForm, Source
 
 Row = dict[str, str]
 """The values that are not empty, by column."""
-
-WHOLE = re.compile(r"-?[0-9]+")
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?|-?inf(inity)?|-?nan", re.IGNORECASE)
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def csv_rows(value: bytes, source: Source) -> list[Row | None] | None:
@@ -37,34 +30,6 @@ def csv_rows(value: bytes, source: Source) -> list[Row | None] | None:
         else None
         for row in rows
     ]
-
-
-def text_value(text: str, kind: str) -> tuple[Any, str]:
-    """Return the value of a text of a declared type, and the reason if it has none."""
-    if kind == "string":
-        return text, ""
-    if kind == "bool":
-        return text == "true", "" if text in ("true", "false") else "wrong_type"
-    if kind == "int":
-        if not WHOLE.fullmatch(text):
-            return None, "wrong_type"
-        number = _whole(text)
-        return number, "" if _INT64_MIN <= number <= _INT64_MAX else "out_of_range"
-    if not _NUMBER.fullmatch(text):
-        return None, "wrong_type"
-    found = float(text)
-    return found, "" if abs(found) < float("inf") else "not_finite"
-
-
-def time_value(text: str) -> str | int:
-    """Return the time of a text: a whole number, or the text itself."""
-    return _whole(text) if WHOLE.fullmatch(text) else text
-
-
-def _whole(text: str) -> int:
-    """Return a whole number; of one with more digits than any type has, another such number."""
-    digits = text.lstrip("-").lstrip("0")[:40]
-    return int(digits or "0") * (-1 if text.startswith("-") else 1)
 
 
 def _rows(text: str, mark: str) -> list[list[str] | None]:

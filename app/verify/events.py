@@ -23,11 +23,12 @@ import polars as pl
 from app.verify.arrow import ArrowRows
 from app.verify.avro import SchemaOf
 from app.verify.batches import Decoder
+from app.verify.checks import Faults
 from app.verify.cuts import Cuts
 from app.verify.database import COLUMN_TYPES, Database, text
 from app.verify.letters import WHOLE, Letters
 from app.verify.outcomes import LETTERED, outcome_of, possible
-from app.verify.records import Faults, Record, RecordReader, form_of, has_broken_name
+from app.verify.records import Record, RecordReader, form_of, has_broken_name
 from app.verify.report import Difference
 from app.verify.trial import readable
 from app.verify.whole import Whole
@@ -178,6 +179,8 @@ class Events:
                 partition.read[f"unreadable.{reason}"] += len(found)
                 self._trusted += [(part, record.offset) for record in found]
                 records = [record for record in records if record.offset not in trusted]
+        if self.source.compression:
+            records = list(map(self._reader.unpacked, records))
         rest = self._decoder.values(part, records)
         partition.read["records.with_events"] += len(records) - len(rest)
         for record in rest:
@@ -212,6 +215,8 @@ class Events:
                 self.partitions[part].ledger["events.classified"] += count
                 self.partitions[part].doubt["events.classified"] -= count
                 self.partitions[part].doubt["events.unclassified"] += count
+        for (part, field), count in self._decoder.nulled.items():
+            self.partitions[part].ledger[f"nulled.{self.source.name}.{field}"] += count
         named = (
             f'SELECT part, "offset", index, list(named) AS named FROM ({self._claims()})'
             " GROUP BY ALL"

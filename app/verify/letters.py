@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from app.verify.checks import INT64_MAX
 from app.verify.database import Database, text
-from app.verify.records import INT64_MAX, Record
+from app.verify.records import Record
 
 REPLAY_MARK = "treasure-map-replay"
 WHOLE = -1

@@ -16,7 +16,7 @@ import polars as pl
 from app.verify.database import text
 from app.verify.records import TIME_MS_MAX, TIME_MS_MIN
 from app.verify.sql import both, either
-from tables.model.layer import Source
+from tables.model.layer import Field, Source
 from tables.model.path import Path
 
 _LENIENT = (
@@ -39,6 +39,16 @@ _RFC3339 = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{3,9})?Z"
 )
 """The form of most times; others are left to the plain rules."""
+
+_TEXTS = {
+    "int": "-?[0-9]{1,18}",
+    "float": r"-?[0-9]{1,15}(\.[0-9]{1,15})?",
+    "bool": "true|false",
+}
+"""The forms of most texts of numbers and booleans."""
+
+_MICROS_EXACT = 8e15
+"""Microseconds, up to the year 2223, whose thousandth part as a float is rounded to no integer."""
 
 _INTS = "('BIGINT', 'UBIGINT')"
 
@@ -110,9 +120,9 @@ def decoded(source: Source, needed: Mapping[str, str]) -> str:
     paths = "[" + ", ".join(text(_path(path)) for path in source.paths) + "]"
     at = {path: (f"t[{number}]", f"s[{number}]") for number, path in enumerate(source.paths, 1)}
     kind, value = at[source.type_at]
-    columns = [f"{_time(*at[source.time_at], source.time_unit_ms)} AS time", f"{value} AS type"]
+    columns = [f"{_time(*at[source.time_at], source)} AS time", f"{value} AS type"]
     sound = [f"{kind} = 'VARCHAR'", f"time BETWEEN {TIME_MS_MIN} AND {TIME_MS_MAX}"]
-    sound += [_is_sound(*at[path], one) for path, one in types.items() if path not in roles]
+    sound += [_is_sound(*at[one.at], one) for one in source.fields if one.at not in roles]
     sound += [f"{at[field.at][1]} IS NOT NULL" for field in source.fields if field.required]
     if source.id_at is None:
         columns.append("NULL::VARCHAR AS id")
@@ -145,13 +155,22 @@ def _is_odd(path: Path) -> bool:
     return any(one in '"\\' or one < " " for step in path if isinstance(step, str) for one in step)
 
 
-def _time(kind: str, value: str, unit_ms: int) -> str:
+def _time(kind: str, value: str, source: Source) -> str:
+    unit_ms = source.time_unit_ms
     fraction = f"CASE WHEN strlen({value}) > 20 THEN substring({value}, 21, 3)::BIGINT ELSE 0 END"
-    return (
-        f"CASE WHEN {kind} IN {_INTS} THEN try_cast({value}::HUGEINT * {unit_ms} AS BIGINT)"
-        f" WHEN {kind} = 'VARCHAR' AND regexp_full_match({value}, {text(_RFC3339)})"
-        f" THEN epoch_ms(try_cast(left({value}, 19) AS TIMESTAMP)) + {fraction} END"
-    )
+    form = _RFC3339 + ("?" if source.time_offset == "Z" else "")
+    integer = f"try_cast({value}::HUGEINT * {unit_ms} AS BIGINT)"
+    is_text = f"{kind} = 'VARCHAR' AND regexp_full_match({value}, {text(form)})"
+    from_text = f"epoch_ms(try_cast(left({value}, 19) AS TIMESTAMP)) + {fraction}"
+    cases = [f"{kind} IN {_INTS} THEN {integer}", f"{is_text} THEN {from_text}"]
+    if source.time_text:
+        digits = f"regexp_full_match({value}, {text(_TEXTS['int'])})"
+        cases.append(f"{kind} = 'VARCHAR' AND {digits} THEN {integer}")
+    if source.time_fraction:
+        micros = f"round_even({value}::DOUBLE * {unit_ms * 1e3!r}, 0)"
+        near = f"abs({micros}) < {_MICROS_EXACT!r}"
+        cases.append(f"{kind} = 'DOUBLE' AND {near} THEN floor({micros} / 1000)::BIGINT")
+    return f"CASE {' '.join(f'WHEN {case}' for case in cases)} END"
 
 
 def _value(value: str, kind: str) -> str:
@@ -169,7 +188,18 @@ def _id(value: str, declared: str | None) -> str:
     return f"{value} AS id"
 
 
-def _is_sound(kind: str, value: str, declared: str) -> str:
+def _is_sound(kind: str, value: str, field: Field) -> str:
+    """Return whether a value surely is one of a field; most texts of numbers and digits are."""
+    found = [_has_type(kind, value, field.type)]
+    if field.text:
+        tests = [f"{kind} = 'VARCHAR'", f"regexp_full_match({value}, {text(_TEXTS[field.type])})"]
+        found.append(both(tests))
+    if field.digits:
+        found.append(both([_has_type(kind, value, "int"), f"{value} <> '-0'"]))
+    return either(found)
+
+
+def _has_type(kind: str, value: str, declared: str) -> str:
     kinds = {
         "string": "('VARCHAR', 'NULL')",
         "int": "('BIGINT', 'UBIGINT', 'NULL')",
@@ -189,5 +219,5 @@ def _is_sound_id(kind: str, value: str, declared: str | None) -> str:
     if declared == "float":
         return f"coalesce({kind} = 'NULL', true)"
     if declared is not None:
-        return _is_sound(kind, value, declared)
-    return either([_is_sound(kind, value, "string"), _is_sound(kind, value, "int")])
+        return _has_type(kind, value, declared)
+    return either([_has_type(kind, value, "string"), _has_type(kind, value, "int")])

@@ -10,7 +10,8 @@ import base64
 import math
 from typing import Any
 
-from app.verify.avro import NOT_FINITE, Millis
+from app.verify.avro import Millis, kinds_of
+from app.verify.checks import NOT_FINITE
 from app.verify.errors import VerifyError
 from tables.model.layer import Source
 from tables.model.path import Path
@@ -42,7 +43,7 @@ class ProtobufValues:
         self._broken = (message.DecodeError, UnicodeDecodeError)
         self._is_framed = source.format.framed
         self._places = [_place(kind), _place(kind, entries=False)]
-        kinds: dict[Path, str] = {field.at: field.type for field in source.fields}
+        kinds = kinds_of(source)
         self._paths = {path: kinds.get(path, "") for path in source.paths}
         self._paths[source.time_at] = "time"
 

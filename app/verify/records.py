@@ -14,9 +14,24 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from app.verify.avro import NOT_FINITE, AvroRows, Millis, SchemaOf
-from app.verify.csv_rows import Row, csv_rows, text_value, time_value
-from app.verify.json_text import Pairs, load_json
+import msgspec
+
+from app.verify.avro import AvroRows, Millis, SchemaOf
+from app.verify.checks import (
+    GOOD,
+    JSON,
+    MISSING,
+    RANGE,
+    TYPE,
+    Faults,
+    check_id,
+    check_of,
+    check_text,
+    number_of,
+    wrong,
+)
+from app.verify.csv_rows import Row, csv_rows
+from app.verify.documents import GZIP_START, Pairs, elements_of, inflated, load_json
 from app.verify.protobuf import ProtobufValues
 from tables.model.layer import Source
 from tables.model.path import Path
@@ -24,7 +39,6 @@ from tables.model.path import Path
 TIME_MS_MIN, TIME_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
 # Smaller append times do not count.
 APPEND_TIME_MS_MIN = 100_000_000_000
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 STARTS = {"arrow": b"\xff\xff\xff\xff", "avro": b"Obj\x01"}
 """The first bytes of values that are recognised without a header."""
 
@@ -39,16 +53,11 @@ _CONTENT_TYPES = {
 _HEARTBEAT = re.compile(rb"-?[0-9]{1,19}")
 _RFC3339 = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})"
-    r"(\.[0-9]+)?([Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+    r"(\.[0-9]+)?([Zz]|([+-])([0-9]{2}):([0-9]{2}))?"
 )
 _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
-Faults = frozenset[str]
-_GOOD: Faults = frozenset()
-_JSON, _MISSING, _TYPE, _RANGE = (
-    frozenset({reason}) for reason in ("json", "missing", "wrong_type", "out_of_range")
-)
 _CSV: Faults = frozenset({"csv"})
-_ANY = _JSON | _MISSING | _TYPE | _RANGE
+_ANY = JSON | MISSING | TYPE | RANGE
 
 
 @dataclasses.dataclass(slots=True)
@@ -74,13 +83,15 @@ class Record:
 class Event:
     """One event: its time, its type, the declared fields that are not null, and its id as text.
 
-    The id is empty if there is none, or if the source has no ids.
+    The id is empty if there is none, or if the source has no ids. ``nulled`` names the fields that
+    are null because of a wrong value.
     """
 
     time_ms: int
     type: str
     fields: dict[str, Any]
     id: str = ""
+    nulled: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(slots=True)
@@ -114,12 +125,13 @@ class RecordReader:
         self._avro = AvroRows(source, schema_of)
         is_protobuf = source.format is not None and source.format.name == "protobuf"
         self._protobuf = ProtobufValues(source) if is_protobuf else None
+        self._of_texts: RecordReader | None = None
         roles = {source.time_at, source.type_at}
-        self._fields = [(f, _CHECKS[f.type]) for f in source.fields if f.at not in roles]
+        self._fields = [(f, check_of(f)) for f in source.fields if f.at not in roles]
         self._declared = {f.name: f.at for f in source.fields if f.at in roles}
-        own = {f.at: _CHECKS[f.type] for f in source.fields}
-        self._id_check = own.get(source.id_at or (), _id)
-        self._is_nested = any(len(path) > 1 for path in source.paths)
+        own = {f.at: check_of(f) for f in source.fields}
+        self._id_check = own.get(source.id_at or (), check_id)
+        self._last_counts = bool(source.nullable) or any(len(path) > 1 for path in source.paths)
 
     def read(
         self, record: Record, *, broken_arrow: bool = False, many: Callable[[], bool]
@@ -129,11 +141,11 @@ class RecordReader:
         ``broken_arrow`` says that it must not be read as Arrow. ``many`` returns whether a letter
         says that it has several events, which decides between a broken document and broken lines.
         """
-        if has_broken_name(record):
-            return Content("unreadable", "header")
+        record = self.unpacked(record)
         value, form = record.value, form_of(record, self._source)
-        if record.size > self._source.record_bytes_max:
-            return Content("oversized", "oversized")
+        refused = self._refused(record)
+        if refused is not None:
+            return refused
         if not value:
             return self._empty(record)
         if form == "unknown":
@@ -164,7 +176,37 @@ class RecordReader:
             return (
                 None if rows is None else [_CSV if row is None else self._row(row) for row in rows]
             )
-        return [self.line(line) for line in _lines(value, form, many)]
+        return [self.line(line) for line in self._documents(value, form, many)]
+
+    def unpacked(self, record: Record) -> Record:
+        """Return a record with the inflated value; itself if it cannot be inflated, or need not.
+
+        A value that inflates too far is ``cut``.
+        """
+        bytes_max = self._source.record_bytes_max
+        if not self._is_packed(record) or record.size > bytes_max or has_broken_name(record):
+            return record
+        assert record.value is not None
+        value = inflated(record.value, bytes_max)
+        cut = len(value) if value is not None and len(value) > bytes_max else 0
+        if value is None or (value.startswith(GZIP_START) and not cut):
+            return record
+        return Record(record.offset, record.time_ms, value, record.headers, cut)
+
+    def _is_packed(self, record: Record) -> bool:
+        is_gzip = record.value is not None and record.value.startswith(GZIP_START)
+        return is_gzip and self._source.compression == "gzip"
+
+    def _refused(self, record: Record) -> Content | None:
+        if has_broken_name(record):
+            return Content("unreadable", "header")
+        if record.size > self._source.record_bytes_max:
+            return Content("oversized", "oversized")
+        return Content("unreadable", "gzip") if self._is_packed(record) else None
+
+    def _documents(self, value: bytes, form: str, many: Callable[[], bool]) -> Iterable[bytes]:
+        elements = elements_of(value) if self._source.arrays and form != "ndjson" else None
+        return _lines(value, form, many) if elements is None else elements
 
     def _empty(self, record: Record) -> Content:
         text = next((data for name, data in record.headers if name == "treasure-map-time"), None)
@@ -184,20 +226,21 @@ class RecordReader:
         try:
             text = line.decode()
         except UnicodeDecodeError:
-            return _JSON
+            return JSON
         pairs = load_json(text)
         if pairs is None:
             # The values before the broken byte may have had a fault of their own.
             return _ANY
         if not isinstance(pairs, Pairs):
-            return _JSON | (wrong(pairs) & _RANGE)
+            return JSON | (wrong(pairs) & RANGE)
         values = dict(pairs)
-        if len(values) == len(pairs) or self._is_nested:
+        if len(values) == len(pairs) or self._last_counts:
             return self.event(values)
         # Of a repeated name the last value counts. Without paths every one has to be of its type.
         faults: Faults = frozenset()
         for name, value in pairs:
-            if (name,) == self._source.time_at and type(value) is str:
+            is_time = (name,) == self._source.time_at
+            if is_time and type(value) is str and time_number(self._source, value) is None:
                 continue
             found = self.event(values | {name: value})
             faults |= found if isinstance(found, frozenset) else frozenset()
@@ -215,40 +258,34 @@ class RecordReader:
 
     def _row(self, row: Row) -> Event | Faults:
         """Return the event of a row of CSV, or its faults."""
-        source = self._source
-        kinds = {field.at: field.type for field in source.fields if field.at != source.time_at}
-        values: dict[str, Any] = dict(row)
-        faults: Faults = _GOOD
-        for path, kind in kinds.items():
-            name = str(path[0])
-            if len(path) == 1 and name in row:
-                values[name], reason = text_value(row[name], kind)
-                faults |= frozenset({reason} - {""})
-        time = str(source.time_at[0])
-        if len(source.time_at) == 1 and time in row:
-            values[time] = time_value(row[time])
-        found = self.event(values)
-        return (found if isinstance(found, frozenset) else _GOOD) | faults or found
+        if self._of_texts is None:
+            self._of_texts = RecordReader(texts_of(self._source), self._arrow)
+        return self._of_texts.event(dict(row))
 
     def event(self, values: dict[str, Any]) -> Event | Faults:
         """Return the event of a JSON object's values, or their faults."""
         source = self._source
         time, kind = find(values, source.time_at), find(values, source.type_at)
-        faults: Faults = _GOOD
+        faults: Faults = GOOD
         if time is None or kind is None:
-            faults = _MISSING
+            faults = MISSING
         if kind is not None:
-            faults |= _string(kind)[1]
-        time_ms, fault = self._time_ms(time)
+            faults |= check_text(kind)[1]
+        time_ms, fault = time_ms_of(source, time)
         faults |= fault
         fields = {}
+        nulled = []
         for field, check in self._fields:
             value = find(values, field.at)
             if value is not None:
-                fields[field.name], fault = check(value)
+                taken, fault = check(value)
+                if fault and field.null_on_error:
+                    nulled.append(field.name)
+                    continue
+                fields[field.name] = taken
                 faults |= fault
             elif field.required:
-                faults |= _MISSING
+                faults |= MISSING
         identity = find(values, source.id_at) if source.id_at else None
         if identity is not None:
             faults |= self._id_check(identity)[1]
@@ -257,22 +294,21 @@ class RecordReader:
         if self._declared:
             own = {source.time_at: time_ms, source.type_at: kind}
             fields |= {name: own[path] for name, path in self._declared.items()}
-        return Event(time_ms, str(kind), fields, "" if identity is None else str(identity))
-
-    def _time_ms(self, time: object) -> tuple[int, Faults]:
-        if type(time) is int:
-            time_ms = time * self._source.time_unit_ms
-            return time_ms, _GOOD if TIME_MS_MIN <= time_ms <= TIME_MS_MAX else _RANGE
-        if type(time) is str:
-            found = text_time_ms(time)
-            return (0, _RANGE) if found is None else (found, _GOOD)
-        if isinstance(time, Millis):
-            return time.time_ms, _GOOD if TIME_MS_MIN <= time.time_ms <= TIME_MS_MAX else _RANGE
-        return 0, _GOOD if time is None else wrong(time)
+        identity = "" if identity is None else str(identity)
+        return Event(time_ms, str(kind), fields, identity, tuple(nulled))
 
 
 class Steps(dict[str | int, Any]):
     """Values by the next step of their paths, whether it is a name or an index."""
+
+
+def texts_of(source: Source) -> Source:
+    """Return a source of CSV as one of texts: each number and boolean is taken from its text."""
+    fields = tuple(
+        field if field.type == "string" else msgspec.structs.replace(field, text=True)
+        for field in source.fields
+    )
+    return msgspec.structs.replace(source, fields=fields, time_text=True, format=None)
 
 
 def find(values: dict[str, Any], path: Path) -> Any:
@@ -290,9 +326,38 @@ def find(values: dict[str, Any], path: Path) -> Any:
     return found
 
 
-def text_time_ms(text: str) -> int | None:
-    """Return the milliseconds of an RFC 3339 text, cut off towards the past; None for no time."""
+def time_ms_of(source: Source, time: object) -> tuple[int, Faults]:
+    """Return the milliseconds of an event's time, and the faults of another value."""
+    if type(time) is str:
+        number = time_number(source, time)
+        if number is None:
+            found = text_time_ms(time, source.time_offset)
+            return (0, RANGE) if found is None else (found, GOOD)
+        time = number
+    if type(time) is int:
+        time_ms = time * source.time_unit_ms
+        return time_ms, GOOD if TIME_MS_MIN <= time_ms <= TIME_MS_MAX else RANGE
+    if type(time) is float and source.time_fraction:
+        found = float_time_ms(time, source.time_unit_ms)
+        return (0, RANGE) if found is None else (found, GOOD)
+    if isinstance(time, Millis):
+        return time.time_ms, GOOD if TIME_MS_MIN <= time.time_ms <= TIME_MS_MAX else RANGE
+    return 0, GOOD if time is None else wrong(time)
+
+
+def time_number(source: Source, text: str) -> int | float | None:
+    """Return the number that a text of the time is, None if it is not declared to be one."""
+    return number_of(text, fraction=source.time_fraction) if source.time_text else None
+
+
+def text_time_ms(text: str, offset: str = "") -> int | None:
+    """Return the milliseconds of an RFC 3339 text, cut off towards the past; None for no time.
+
+    ``offset`` is that of texts without one; empty if these are no times.
+    """
     match = _RFC3339.fullmatch(text)
+    if match is not None and match[8] is None:
+        match = _RFC3339.fullmatch(text + offset) if offset else None
     if match is None:
         return None
     year, month, day, hour, minute, second = map(int, match.groups()[:6])
@@ -314,9 +379,11 @@ def text_time_ms(text: str) -> int | None:
     return time_ms if TIME_MS_MIN <= time_ms <= TIME_MS_MAX else None
 
 
-def wrong(value: object) -> Faults:
-    """Return the faults of a value of another type than declared."""
-    return _TYPE | _RANGE if type(value) is float and math.isinf(value) else _TYPE
+def float_time_ms(time: float, unit_ms: int) -> int | None:
+    """Return the milliseconds of a float: its nearest microsecond, cut off towards the past."""
+    micros = time * (unit_ms * 1e3)
+    time_ms = round(micros) // 1_000 if math.isfinite(micros) else TIME_MS_MAX + 1
+    return time_ms if TIME_MS_MIN <= time_ms <= TIME_MS_MAX else None
 
 
 def has_broken_name(record: Record) -> bool:
@@ -366,42 +433,3 @@ def _is_broken(value: bytes, document: Any) -> bool:
     except ValueError:
         return True
     return False
-
-
-Checked = tuple[Any, Faults]
-
-
-def _string(value: object) -> Checked:
-    return value, _GOOD if type(value) is str else wrong(value)
-
-
-def _int(value: object) -> Checked:
-    if type(value) is not int:
-        return value, wrong(value)
-    return value, _GOOD if INT64_MIN <= value <= INT64_MAX else _RANGE
-
-
-def _bool(value: object) -> Checked:
-    return value, _GOOD if type(value) is bool else wrong(value)
-
-
-def _float(value: object) -> Checked:
-    if type(value) is int:
-        try:
-            return float(value), _GOOD
-        except OverflowError:
-            return value, _RANGE
-    if value is NOT_FINITE:
-        return value, frozenset({"not_finite"})
-    if type(value) is not float:
-        return value, wrong(value)
-    return value, _GOOD if math.isfinite(value) else _RANGE
-
-
-def _id(value: object) -> Checked:
-    return _string(value) if type(value) is not int else _int(value)
-
-
-_CHECKS: dict[str, Callable[[object], Checked]] = {
-    "string": _string, "int": _int, "bool": _bool, "float": _float,
-}  # fmt: skip

@@ -34,6 +34,12 @@ def window_end(layer: Layer, start_ms: int) -> int:
     return _calendar_window(start_ms // _DAY_MS, layer.window.months)[1]
 
 
+def first_window(layer: Layer, time_ms: int) -> int:
+    """Return the start of the layer's first window that starts at or after ``time_ms``."""
+    start_ms = window_start(layer, time_ms)
+    return start_ms if start_ms == time_ms else window_end(layer, start_ms)
+
+
 def window_nominal_ms(layer: Layer) -> int:
     """Return a window's length as archives count it: a month has 30 days, a year 365."""
     return layer.window.length_ms or (30 if layer.window.months == 1 else 365) * _DAY_MS

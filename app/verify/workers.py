@@ -14,7 +14,7 @@ import polars as pl
 
 from app.verify.errors import RefusedError, VerifyError
 from app.verify.whole import Whole
-from app.verify.windows import window_end, window_nominal_ms
+from app.verify.windows import first_window, window_end, window_nominal_ms
 from tables.model.layer import Layer, Map
 from treasure_map.query import QueryClient, QueryFailedError
 from treasure_map.status import LayerStatus
@@ -159,7 +159,10 @@ class Workers(contextlib.AbstractAsyncContextManager["Workers"]):
             since_ms: the earliest time that can be queried, unless that is always.
         """
         for start, last in _ranges(layer, starts, everywhere):
-            first = start if since_ms is None else max(start, since_ms)
+            # The endpoint answers with every window that a range touches, so ranges begin and end
+            # where windows do: each window is in one.
+            first = first_window(layer, start if since_ms is None else max(start, since_ms))
+            last = min(first_window(layer, last), _TIME_LAST)  # noqa: PLW2901 - the same end
             if first >= last:
                 continue
             question = functools.partial(

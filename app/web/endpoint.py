@@ -62,7 +62,8 @@ ROUTES = (
         headers=(LAST_EVENT_ID,), formats=(EVENT_STREAM,),
     ),
     Route(
-        "/v1/families/{family}/cells", Handlers.family, READ, "Rows over any range, from {}",
+        "/v1/families/{family}/cells", Handlers.family, READ,
+        "Rows over any range, from {}; any of these names the family",
         FamilyPage | Explained, formats=TABLES,
         parameters=lambda themap, name, limits: family_parameters(family_of(themap, name), limits),
     ),
@@ -118,7 +119,7 @@ def install(
         Reader(themap, live, cache, limits, wall_clock_ms),
         streams,
         QueryAdmission(settings.query_concurrency_max, settings.query_deadline_ms),
-        access, limits, metrics, workers,
+        access, limits, metrics, wall_clock_ms, workers,
         document=openapi(themap, limits, routes, token=access.wants_token),
     )  # fmt: skip
     site.middlewares.append(guard(settings, access))

@@ -20,7 +20,7 @@ from multidict import MultiMapping
 from app.web.guard import HEADERS, JSON, NotAcceptableError, encoded
 from tables.model.layer import Layer
 from tables.query.cell_query import arrow_bytes, measure_columns
-from tables.query.parameters import seconds_hint
+from tables.query.time_range import seconds_hint
 from treasure_map import answers
 
 ABOUT_HEADER = "Treasure-Map-Answer"
@@ -75,12 +75,18 @@ def table_of(answered: CellPage) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
+def _arrow(answered: CellPage) -> bytes:
+    """Return the rows as an Arrow IPC stream; times are timestamps of UTC in milliseconds."""
+    time = pl.Datetime("ms", "UTC")
+    return arrow_bytes(table_of(answered).cast({"window_start": time, "window_end": time}))
+
+
 ARROW = "application/vnd.apache.arrow.stream"
 FORMATS: dict[str, Callable[[CellPage], bytes]] = {
     JSON: lambda page: encoded(msgspec.structs.replace(page.about, cells=page.cells())),
     "application/x-ndjson": lambda page: b"".join(encoded(one) + b"\n" for one in page.cells()),
     "text/csv": lambda page: table_of(page).write_csv().encode(),
-    ARROW: lambda page: arrow_bytes(table_of(page)),
+    ARROW: _arrow,
 }
 
 

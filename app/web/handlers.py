@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ from tables.query.live import LiveJob, LiveRead
 from tables.query.top import parse_top_query
 from treasure_map.answers import Explained
 from treasure_map.status import Cluster, Layers, LayerStatus, Live, Ready, WorkerAbout
+from treasure_map.version import version
 
 MERGED_AT_ONCE_ROWS_MAX = 500
 """Rows that are merged and encoded as JSON in some 5 ms."""
@@ -64,6 +65,12 @@ class WorkerView(Protocol):
 
     def layers(self) -> list[LayerStatus]:
         """Return, for each layer, its name and its counts."""
+
+    def unselected(self) -> dict[str, dict[str, int]]:
+        """Return, by source, the event types that no layer selects, with their events."""
+
+    def lag(self) -> dict[str, dict[str, int | None]]:
+        """Return the records not read yet, by topic and partition; None if that is not known."""
 
     def ledger(self) -> dict[str, Any]:
         """Return the account of all offsets and events, and whether it adds up."""
@@ -95,6 +102,7 @@ class Handlers:
     access: Access
     limits: Limits
     text_of_metrics: Callable[[], bytes]
+    clock_ms: Callable[[], int]
     workers: Callable[[], list[WorkerAbout]]
     document: dict[str, Any]
 
@@ -113,7 +121,7 @@ class Handlers:
 
     async def layers(self, _: web.Request) -> web.Response:
         """Answer with the counts of each layer on this worker."""
-        return answer(Layers(self.view.layers()))
+        return answer(Layers(self.view.layers(), self.view.unselected()))
 
     async def ledger(self, _: web.Request) -> web.Response:
         """Answer with the account of all offsets and events."""
@@ -156,18 +164,22 @@ class Handlers:
             paused=self.view.paused(),
             insecure=self.access.is_insecure,
             warnings=[*self.access.warnings(), *self.view.warnings()],
+            map=self.view.themap.name,
+            map_revision=self.view.themap.revision,
+            version=version(),
+            lag=self.view.lag(),
         )
         return answer(state, status)
 
     async def cells(self, request: web.Request) -> web.Response:
         """Answer with one page of cells of one layer, live and archived merged."""
-        query = parse_query(
-            self.view.themap, request.match_info["layer"], request.query.items(), self.limits
-        )
+        query = parse_query(*self._asked(request, "layer"))
         kind = accepted(request.headers)
 
         async def response() -> web.Response:
-            found = await self.reader.layer(query.layer, query.cells)
+            found = await self.reader.layer(
+                query.layer, query.cells, from_first=query.asked.asked_from_ms is None
+            )
             rows = found.live.height + found.archived.height
 
             def make() -> web.Response:
@@ -184,19 +196,22 @@ class Handlers:
 
     async def family(self, request: web.Request) -> web.Response:
         """Answer a request to a family, from the cheapest layers that have it exactly."""
-        query = parse_family_query(
-            self.view.themap, request.match_info["family"], request.query.items(), self.limits
-        )
-        page = functools.partial(answered_family, self.view.themap, query)
+        query = parse_family_query(*self._asked(request, "family"))
+        page = functools.partial(answered_family, self.view.themap)
         return await self._answer(request, query, page)
 
     async def top(self, request: web.Request) -> web.Response:
         """Answer with the first keys of a layer by a measure."""
-        top = parse_top_query(
-            self.view.themap, request.match_info["layer"], request.query.items(), self.limits
-        )
+        top = parse_top_query(*self._asked(request, "layer"))
         page = functools.partial(answered_top, self.view.themap, top)
         return await self._answer(request, top.query, page)
+
+    def _asked(
+        self, request: web.Request, kind: str
+    ) -> tuple[Map, str, Iterable[tuple[str, str]], Limits, int]:
+        """Return the arguments by which a request is parsed; ``now`` is this moment."""
+        name, words = request.match_info[kind], request.query.items()
+        return self.view.themap, name, words, self.limits, self.clock_ms()
 
     async def _answer(
         self, request: web.Request, query: FamilyQuery, page: Callable[[FamilyResult], CellPage]
@@ -207,8 +222,8 @@ class Handlers:
             return answer(Explained(query.family.name, describe_plan(plan)))
         kind = accepted(request.headers)
         # Only answers that never change have one, so a reader that names it has the answer.
-        etag = etag_of(self.view.themap, request.path_qs, kind)
-        if has_etag(request.headers, etag):
+        etag = etag_of(self.view.themap, request.path_qs, query.asked, kind)
+        if not query.asked.is_open and has_etag(request.headers, etag):
             return not_modified(etag)
 
         async def response() -> web.Response:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import polars as pl
+from msgspec import UNSET, UnsetType
 
 from agents.query.reader import FamilyResult, LayerResult
 from app.web.formats import CellPage, hint_of
@@ -17,6 +18,7 @@ from tables.query.answer import row_end
 from tables.query.cell_query import (
     CellQuery,
     Limits,
+    PageRows,
     cell_rows,
     exact_json,
     merge_answer,
@@ -24,10 +26,11 @@ from tables.query.cell_query import (
 )
 from tables.query.family import FamilyQuery, family_of
 from tables.query.planner import QueryPlan
+from tables.query.time_range import TimeRange
 from tables.query.top import TopQuery, top_rows
 from tables.state.cell import measures_of
 from treasure_map import answers
-from treasure_map.answers import Cost, Families, FamilyAbout, FamilyPage, Plan, Row, Segment
+from treasure_map.answers import Asked, Cost, Families, FamilyAbout, FamilyPage, Plan, Row, Segment
 from treasure_map.version import version
 
 
@@ -44,12 +47,15 @@ def describe_map(themap: Map) -> dict[str, Any]:
 
 
 def _describe_source(source: Source) -> dict[str, Any]:
-    """Return a source; it has paths of time, type and id only if these lie deep in events."""
+    """Return a source; it has paths and options of values only if the map declares them."""
     described = msgspec.to_builtins(source)
-    return {name: value for name, value in described.items() if value or name not in _PATHS}
+    return {name: value for name, value in described.items() if value or name not in _OPTIONAL}
 
 
-_PATHS = frozenset({"time_path", "type_path", "id_path"})
+_OPTIONAL = frozenset(
+    {"time_path", "type_path", "id_path", "time_text", "time_fraction", "time_offset", "arrays",
+     "compression"}
+)  # fmt: skip
 
 
 def _describe_layer(themap: Map, layer: Layer) -> dict[str, Any]:
@@ -104,52 +110,61 @@ def answered_cells(themap: Map, query: CellQuery, found: LayerResult, limits: Li
         QueryError: they are more than a request may have merged.
     """
     layer, live, archived = query.layer, found.live, found.archived
-    rows, cursor = merge_answer(themap, query, live, archived, limits.cells_max)
+    page = merge_answer(themap, query, live, archived, limits.cells_max)
+    rows = page.rows
     about = answers.Page(
         layer=layer.name,
         map_revision=themap.revision,
+        from_ms=page.asked.from_ms,
+        to_ms=page.asked.to_ms,
+        asked=_asked(page.asked),
         partial=found.partial,
         partitions_served=found.served,
         partitions=layer.partitions,
         rows_read=answers.RowsRead(live.height, archived.height),
         whole_from=found.whole,
-        hint=hint_of(rows, query.cells.from_ms, query.cells.to_ms),
+        hint=hint_of(rows, *query.asked.instants),
+        rows_after=page.rows_after,
         cells=[],
-        cursor=cursor,
+        cursor=page.cursor,
     )
     ends = [layer.window.end(start) for start in rows["window_start"].to_list()]
     return CellPage(about, layer, rows, ends, functools.partial(cell_rows, layer, rows))
 
 
-def answered_family(themap: Map, query: FamilyQuery, answer: FamilyResult) -> CellPage:
+def _asked(asked: TimeRange) -> Asked | UnsetType:
+    """Return the instants that were asked for, unless they are the ends of the range."""
+    found = Asked(asked.asked_from_ms, asked.asked_to_ms)
+    return UNSET if found == Asked(asked.from_ms, asked.to_ms) else found
+
+
+def answered_family(themap: Map, answer: FamilyResult) -> CellPage:
     """Return one page of an answer."""
-    rows, cursor = page_after(themap, query.rows, answer.rows, query.after, query.limit)
-    return _answered(themap, query, answer, rows, cursor=cursor)
+    query = answer.query
+    page = page_after(themap, query.rows, answer.rows, query.after, query.limit, asked=query.asked)
+    return _answered(themap, answer, page)
 
 
 def answered_top(themap: Map, top: TopQuery, answer: FamilyResult) -> CellPage:
     """Return the first keys of an answer."""
+    first = PageRows(top_rows(top, answer.rows), None, 0, answer.query.asked)
     return _answered(
-        themap, top.query, answer, top_rows(top, answer.rows),
+        themap, answer, first,
         layer=top.layer.name, by=top.by.name, order="desc" if top.descending else "asc",
         keys=answer.rows.height,
     )  # fmt: skip
 
 
-def _answered(
-    themap: Map,
-    query: FamilyQuery,
-    answer: FamilyResult,
-    rows: pl.DataFrame,
-    *,
-    cursor: str | None = None,
-    **ranked: Any,
-) -> CellPage:
+def _answered(themap: Map, answer: FamilyResult, page: PageRows, **ranked: Any) -> CellPage:
+    query, rows = answer.query, page.rows
     topic = themap.source(query.family.base.source or "").topic
     about = FamilyPage(
         **ranked,
         family=query.family.name,
         map_revision=themap.revision,
+        from_ms=page.asked.from_ms,
+        to_ms=page.asked.to_ms,
+        asked=_asked(page.asked),
         exactness=answer.exactness,
         final=answer.final,
         as_of={topic: {str(partition): offset for partition, offset in answer.as_of.items()}},
@@ -158,20 +173,22 @@ def _answered(
         whole_from=answer.whole,
         cost=msgspec.convert(answer.cost, Cost, from_attributes=True),
         plan=describe_plan(answer.plan),
-        hint=hint_of(rows, query.from_ms, query.to_ms),
+        hint=hint_of(rows, *query.asked.instants),
+        rows_after=page.rows_after,
         cells=[],
-        cursor=cursor,
+        cursor=page.cursor,
     )
     ends = [row_end(query, start) for start in rows["window_start"].to_list()]
     return CellPage(about, query.rows, rows, ends, functools.partial(_rows, query, rows, ends))
 
 
-def etag_of(themap: Map, request_line: str, kind: str) -> str:
+def etag_of(themap: Map, request_line: str, asked: TimeRange, kind: str) -> str:
     """Return the ETag of a final answer: the same question has the same cells for ever.
 
-    It is weak: the cost and the age of an answer may differ.
+    The same words may be another question later, if they refer to the clock. It is weak: the cost
+    and the age of an answer may differ.
     """
-    text = f"{themap.digest}\n{request_line}\n{kind}"
+    text = f"{themap.digest}\n{request_line}\n{asked.from_ms} {asked.to_ms}\n{kind}"
     return f'W/"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"'
 
 

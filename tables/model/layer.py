@@ -32,13 +32,25 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True):
     """One field of a source's events; ``float`` takes JSON integers too.
 
     ``path`` is its path in the event if that is not the top level's ``name``. An event
-    without a ``required`` field is malformed. Defaults are left out of a map's digest.
+    without a ``required`` field is malformed. ``text`` takes the texts of numbers and booleans,
+    ``whole`` takes floats without fraction as ``int``, ``digits`` takes integers as ``string``.
+    With ``null_on_error`` a wrong value becomes null instead of voiding the event.
+    Defaults are left out of a map's digest.
     """
 
     name: str
     type: FieldType
     path: Path = ()
     required: bool = False
+    text: bool = False
+    whole: bool = False
+    digits: bool = False
+    null_on_error: bool = False
+
+    @property
+    def converts(self) -> bool:
+        """Whether it takes values of other types than its own."""
+        return self.text or self.whole or self.digits or self.null_on_error
 
     @property
     def at(self) -> Path:
@@ -81,9 +93,12 @@ class Source(msgspec.Struct, frozen=True):
     time minus append time. ``record_bytes_max`` bounds a record's value, ``inflated_bytes_max`` its
     Arrow buffers after they are inflated. ``unclassified`` says whether events that no layer
     selects become dead letters or are only counted. ``ids_max`` bounds the ids that a partition
-    remembers if events have an id. ``format`` is that of records without a header, None if
-    their bytes decide. All of these decide content, so they belong to the map and not to a
-    worker's settings.
+    remembers if events have an id. ``time_text`` takes the texts of numbers as time,
+    ``time_fraction`` numbers with a fraction, and ``time_offset`` is that of RFC 3339 texts without
+    one (``Z`` or ``+HH:MM``; empty if these are malformed). ``arrays`` takes a JSON array as
+    several events, ``compression`` values that are compressed once more. ``format`` is that of
+    records without a header, None if their bytes decide. All of these decide content, so they
+    belong to the map and not to a worker's settings.
     """
 
     name: str
@@ -105,6 +120,16 @@ class Source(msgspec.Struct, frozen=True):
     type_path: Path = ()
     id_path: Path = ()
     format: RecordForm | None = None
+    time_text: bool = False
+    time_fraction: bool = False
+    time_offset: str = ""
+    arrays: bool = False
+    compression: Literal["", "gzip"] = ""
+
+    @property
+    def nullable(self) -> tuple[Field, ...]:
+        """The fields of which a wrong value becomes null."""
+        return tuple(field for field in self.fields if field.null_on_error)
 
     @property
     def time_at(self) -> Path:

@@ -4,7 +4,8 @@ Names are ``records.<column>``, ``events.<column>`` and ``layer.<layer>.<column>
 checked against counts taken independently: records against the offsets read, events against
 ``events.decoded``, and each layer's columns against ``layer.<layer>.selected``. An unreadable
 record or a malformed event is also counted by its reason, as ``unreadable.<reason>`` or
-``malformed.<reason>``.
+``malformed.<reason>``. ``nulled.<source>.<field>`` counts the wrong values of a field that became
+null, of events that are not malformed by others.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ LAYER_COLUMNS = ("folded", "filtered", "too_late", "repeated")
 LETTER_REASONS = frozenset([
     "tombstone", "empty", "oversized", "future", "unclassified",
     # Of unreadable records; ``agents/decode/formats.py`` adds those of each format.
-    "content_type", "heartbeat", "header", "record", "batch", "contribution", "too_many_cells",
+    "content_type", "gzip", "heartbeat", "header", "record", "batch", "contribution",
+    "too_many_cells",
     # Of malformed events. ``json`` is not a JSON object in UTF-8; in a ``missing`` one time, type
     # or key field is null or absent.
     "json", "missing", "wrong_type", "out_of_range", "not_finite", "key_too_long",
@@ -65,6 +67,10 @@ class LedgerDelta:
         self._add(f"events.{column}", events)
         if column == "malformed":
             self._add(f"malformed.{reason}", events)
+
+    def add_nulled(self, source: str, field: str, values: int) -> None:
+        """Count wrong values of a field that became null."""
+        self._add(f"nulled.{source}.{field}", values)
 
     def add_layer(self, layer: str, column: LayerColumn, rows: int) -> None:
         """Count events, or contributions, of a layer."""

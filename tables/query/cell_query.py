@@ -13,7 +13,7 @@ import functools
 import io
 import zlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -24,8 +24,9 @@ from tables.measures.registry import form_of
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Scalar
 from tables.model.limits import INT64_MAX, INT64_MIN
-from tables.model.window import START_MS_MIN, TIME_MS_MAX
-from tables.query.parameters import Parameter, check_range, did_you_mean, read_parameters
+from tables.model.window import LENGTH_MS_MAX, START_MS_MIN, TIME_MS_MAX
+from tables.query.parameters import Parameter, did_you_mean, read_parameters
+from tables.query.time_range import TimeRange, range_of
 from tables.state.cell import (
     archive_schema,
     cell_schema,
@@ -67,13 +68,14 @@ class CellQuery:
     """A checked request for one page of cells.
 
     ``cells`` already starts at the cursor's window; ``after`` is the position of the last row that
-    was given before.
+    was given before. ``asked`` is the range of all pages.
     """
 
     layer: Layer
     cells: CellRange
     limit: int
     after: Position | None
+    asked: TimeRange
 
 
 def find_layer(themap: Map, name: str) -> Layer:
@@ -95,8 +97,8 @@ def find_layer(themap: Map, name: str) -> Layer:
 def cells_parameters(layer: Layer, limits: Limits) -> list[Parameter]:
     """Return the parameters of a request for cells of one layer."""
     return [
-        Parameter.time("from", "Windows that start at or after this time."),
-        Parameter.time("to", "Windows that start before this time."),
+        Parameter.time("from", "Windows that end after this time; left out, from the first on."),
+        Parameter.time("to", "Windows that start before this time; left out, to the last."),
         Parameter.whole("limit", "Most cells of the page.", 1, limits.limit_max),
         Parameter("cursor", "That of the page before, unchanged.", str, {"type": "string"}),
         *map(Parameter.key, layer.key),
@@ -104,9 +106,15 @@ def cells_parameters(layer: Layer, limits: Limits) -> list[Parameter]:
 
 
 def parse_query(
-    themap: Map, layer_name: str, parameters: Iterable[tuple[str, str]], limits: Limits
+    themap: Map,
+    layer_name: str,
+    parameters: Iterable[tuple[str, str]],
+    limits: Limits,
+    now_ms: int = 0,
 ) -> CellQuery:
     """Check the parameters of a request for cells: ``key.<field>``, from, to, limit and cursor.
+
+    ``now_ms`` is the wall clock, which relative times refer to.
 
     Raises:
         UnknownLayerError: the map has no such layer.
@@ -115,26 +123,25 @@ def parse_query(
     layer = find_layer(themap, layer_name)
     problems: list[str] = []
     given = read_parameters(cells_parameters(layer, limits), parameters, problems)
-    check_range(given, problems)
+    asked = range_of(given, layer.window, now_ms, problems)
     after: Position | None = None
     if "cursor" in given:
         try:
-            after = decode_cursor(themap, layer, given["cursor"])
+            after, asked = decode_cursor(themap, layer, given["cursor"], asked)
         except QueryError as error:
             problems.append(f"cursor: {error}")
     if problems:
         raise QueryError(f"cannot read cells of {layer.name}: {'; '.join(problems)}")
-    from_ms, to_ms = given["from"], given["to"]
     key = {field.name: given[name] for field in layer.key if (name := f"key.{field.name}") in given}
     limit = given.get("limit", min(LIMIT_DEFAULT, limits.limit_max))
-    start_ms = from_ms if after is None else max(from_ms, after[0])
-    cells = CellRange(start_ms, max(start_ms, to_ms), key, limits.rows_max)
-    return CellQuery(layer, cells, limit, after)
+    start_ms = asked.from_ms if after is None else max(asked.from_ms, after[0])
+    cells = CellRange(start_ms, max(start_ms, asked.to_ms), key, limits.rows_max)
+    return CellQuery(layer, cells, limit, after, asked)
 
 
 def merge_answer(
     themap: Map, query: CellQuery, live: pl.DataFrame, archived: pl.DataFrame, cells_max: int
-) -> tuple[pl.DataFrame, str | None]:
+) -> PageRows:
     """Merge archive frames of live cells, and of archived ones that were read after, into a page.
 
     Returns:
@@ -155,12 +162,33 @@ def merge_answer(
     keys = ["window_start", *layer.key_columns]
     cells = merge_rows(latest(layer, rows), keys, layer.accumulators)
     cells = cells.select(list(cell_schema(layer)))
-    return page_after(themap, layer, cells, query.after, query.limit)
+    asked = query.asked
+    if asked.is_open and query.after is None:
+        starts = cells["window_start"].to_list()
+        asked = asked.bounded(
+            min(starts, default=None), layer.window.end(max(starts)) if starts else None
+        )
+    return page_after(themap, layer, cells, query.after, query.limit, asked=asked)
+
+
+class PageRows(NamedTuple):
+    """The rows of one page of a range, the cursor of the next, and the number of rows after it."""
+
+    rows: pl.DataFrame
+    cursor: str | None
+    rows_after: int
+    asked: TimeRange
 
 
 def page_after(
-    themap: Map, layer: Layer, cells: pl.DataFrame, after: Position | None, limit: int
-) -> tuple[pl.DataFrame, str | None]:
+    themap: Map,
+    layer: Layer,
+    cells: pl.DataFrame,
+    after: Position | None,
+    limit: int,
+    *,
+    asked: TimeRange,
+) -> PageRows:
     """Return the first ``limit`` cells after a position, and the cursor of more if there are some.
 
     They are in order of window and key; ``cells``, a cell frame of ``layer``, may have any.
@@ -169,16 +197,21 @@ def page_after(
         cells = cells.filter(_after(layer, after))
     page = first_in_order(cells, ["window_start", *layer.key_columns], limit)
     if cells.height <= limit:
-        return page, None
+        return PageRows(page, None, 0, asked)
     last = page.row(-1, named=True)
-    key = tuple(last[name] for name in layer.key_columns)
-    return page, encode_cursor(themap, layer, (last["window_start"], key))
+    position = (last["window_start"], tuple(last[name] for name in layer.key_columns))
+    cursor = encode_cursor(themap, layer, position, asked)
+    return PageRows(page, cursor, cells.height - limit, asked)
 
 
-def encode_cursor(themap: Map, layer: Layer, position: Position) -> str:
-    """Return the opaque text for a position in a layer's rows under this revision of the map."""
+def encode_cursor(themap: Map, layer: Layer, position: Position, asked: TimeRange) -> str:
+    """Return the opaque text for a position in a layer's rows under this revision of the map.
+
+    It has the range too if the words of the request mean another one later.
+    """
     window_start, key = position
-    parts = [layer.name, themap.revision, window_start, *key]
+    ends = [asked.from_ms, asked.to_ms] if asked.moves else []
+    parts = [layer.name, themap.revision, window_start, *key, *ends]
     raw = orjson.dumps(parts)
     if len(raw) > CURSOR_JSON_BYTES_MAX:
         # MessagePack does not escape control characters; compression removes repetitions.
@@ -187,8 +220,12 @@ def encode_cursor(themap: Map, layer: Layer, position: Position) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
 
 
-def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
-    """Return the position that :func:`encode_cursor` was given.
+def decode_cursor(
+    themap: Map, layer: Layer, text: str, asked: TimeRange
+) -> tuple[Position, TimeRange]:
+    """Return the position and the range that :func:`encode_cursor` was given.
+
+    ``asked`` is the range of the request's words, as they are now.
 
     Raises:
         QueryError: the text is not a cursor, or is one of another layer or revision of the map.
@@ -202,18 +239,31 @@ def decode_cursor(themap: Map, layer: Layer, text: str) -> Position:
     except (ValueError, msgspec.MsgspecError, zlib.error) as error:
         raise bad from error
     types = {"string": str, "int": int, "bool": bool}
-    wanted = [str, int, int, *(types[field.type] for field in layer.key)]
+    ends = [int, int] if asked.moves else []
+    wanted = [str, int, int, *(types[field.type] for field in layer.key), *ends]
     if not isinstance(parts, list) or [type(part) for part in parts] != wanted:
         raise bad
     name, revision, window_start, *key = parts
+    if asked.moves:
+        asked, key = asked.fixed(*key[-2:]), key[:-2]
     if name != layer.name or not START_MS_MIN <= window_start <= TIME_MS_MAX:
+        raise bad
+    if not _are_ends(layer, asked):
         raise bad
     if revision != themap.revision:
         raise QueryError(
             f"made under another revision of the map; got {revision}; want {themap.revision};"
             " ask again without cursor"
         )
-    return window_start, tuple(key)
+    return (window_start, tuple(key)), asked
+
+
+def _are_ends(layer: Layer, asked: TimeRange) -> bool:
+    """Return whether a range begins and ends where windows do, in years that calendars know."""
+    first, last = START_MS_MIN - LENGTH_MS_MAX, TIME_MS_MAX + 1 + LENGTH_MS_MAX
+    return first <= asked.from_ms <= asked.to_ms <= last and all(
+        layer.window.start(time_ms) == time_ms for time_ms in (asked.from_ms, asked.to_ms)
+    )
 
 
 def _cursor_parts(raw: bytes) -> Any:

@@ -15,6 +15,7 @@ whole is known by column: ``events``, which every layer has, stands for the laye
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -96,10 +97,19 @@ class KnownFacts:
         return whole_of(self._known.get(layer.name, {}).values())
 
     def of(self, layer: Layer, now_ms: int) -> LayerFacts:
-        """Return the facts of a layer, which may be empty."""
+        """Return the facts of a layer, which may be empty.
+
+        While some partitions are not known, those that are say how many cells there may be.
+        """
         facts = self._all(layer)
         if not facts:
-            return NOTHING_KNOWN
+            some = self._known.get(layer.name, {}).values()
+            return dataclasses.replace(
+                NOTHING_KNOWN,
+                cells=sum(fact.cells for fact in some) or 1.0,
+                first_ms=min((fact.first_ms for fact in some), default=NEVER_MS),
+                last_ms=max((fact.last_ms for fact in some), default=NEVER_ENDS_MS),
+            )
         kept_ms = NEVER_MS
         if layer.archive_ttl_ms:
             # Windows that were not evicted have not expired, however old they are.

@@ -24,11 +24,11 @@ from tables.query.cell_query import (
     LIMIT_DEFAULT,
     Limits,
     Position,
-    UnknownLayerError,
     decode_cursor,
     find_layer,
 )
-from tables.query.parameters import Parameter, check_range, filter_parameters, read_parameters
+from tables.query.parameters import Parameter, filter_parameters, read_parameters
+from tables.query.time_range import TimeRange, range_of
 
 NO_FIELD = "-"
 """The only ``group`` of a request that adds everything up; no field can have this name."""
@@ -92,12 +92,14 @@ class FamilyQuery:
     """A checked request to a family.
 
     Rows are cells of ``rows``, a layer of no map: its key are the fields that rows keep.
+    ``asked`` is the range of all pages, ``from_ms`` and ``to_ms`` that of this one.
     ``step`` is the windows that they are of, None for the whole range as one. ``layers`` are those
     of the family that rows can be made from, the base first. ``ranked`` is the measure that rows
     are ranked by, of which all must be known then.
     """
 
     family: Family
+    asked: TimeRange
     from_ms: int
     to_ms: int
     step: Window | None
@@ -114,29 +116,18 @@ class FamilyQuery:
 
 
 def family_of(themap: Map, name: str) -> Family:
-    """Return the family of base layer ``name``.
+    """Return the family that layer ``name`` is in, the base layer or any other of it.
 
     Raises:
-        UnknownLayerError: the map has no such layer, or it is not a base layer.
+        UnknownLayerError: the map has no such layer.
     """
     layer = find_layer(themap, name)
-    if layer.finer is not None:
-        base = family_with(themap, layer)
-        raise UnknownLayerError(
-            f"cannot read family {name}: {name} is made from {layer.finer}; want a base layer;"
-            f" ask family {base.name}, or layer {name} by itself"
-        )
+    while layer.finer is not None:
+        layer = themap.layer(layer.finer)
     found = [layer]
     for one in found:
         found += themap.coarser(one.name)
     return Family(tuple(found))
-
-
-def family_with(themap: Map, layer: Layer) -> Family:
-    """Return the family that a layer is in."""
-    while layer.finer is not None:
-        layer = themap.layer(layer.finer)
-    return family_of(themap, layer.name)
 
 
 @functools.lru_cache(1_024)
@@ -145,8 +136,8 @@ def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
     base = family.base
     fields = [field.name for field in base.key]
     return (
-        Parameter.time("from", "The start of the range."),
-        Parameter.time("to", "The end of the range, which is not in it."),
+        Parameter.time("from", "The start of the range; left out, that of the first window."),
+        Parameter.time("to", "The end of the range, not in it; left out, that of the last window."),
         Parameter.window("step", "One row for each of these; left out, one for the whole range."),
         *filter_parameters(base),
         Parameter.choice(
@@ -175,18 +166,25 @@ def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
 
 
 def parse_family_query(
-    themap: Map, name: str, parameters: Iterable[tuple[str, str]], limits: Limits
+    themap: Map,
+    name: str,
+    parameters: Iterable[tuple[str, str]],
+    limits: Limits,
+    now_ms: int = 0,
 ) -> FamilyQuery:
-    """Check the parameters of a request to a family.
+    """Check the parameters of a request to the family of layer ``name``.
+
+    ``now_ms`` is the wall clock, which relative times refer to.
 
     Raises:
-        UnknownLayerError: the map has no such family.
+        UnknownLayerError: the map has no such layer.
         QueryError: some parameters cannot be used; the message names all of them.
     """
     family = family_of(themap, name)
+    name = family.name
     problems: list[str] = []
     values = read_parameters(family_parameters(family, limits), parameters, problems)
-    check_range(values, problems)
+    asked = range_of(values, family.base.window, now_ms, problems)
     keys = KeyFilter.of(values)
     both = sorted(keys.values.keys() & keys.prefixes.keys())
     problems += [f"prefix.{field}: key.{field} is given too; want one of them" for field in both]
@@ -204,14 +202,15 @@ def parse_family_query(
     after: Position | None = None
     if "cursor" in values:
         try:
-            after = decode_cursor(themap, rows, values["cursor"])
+            after, asked = decode_cursor(themap, rows, values["cursor"], asked)
         except QueryError as error:
             raise QueryError(f"cannot read family {name}: cursor: {error}") from error
     return FamilyQuery(
         family=family,
+        asked=asked,
         # No row before that of the position is wanted any more.
-        from_ms=values["from"] if after is None else max(values["from"], after[0]),
-        to_ms=values["to"],
+        from_ms=asked.from_ms if after is None else max(asked.from_ms, after[0]),
+        to_ms=asked.to_ms,
         step=values.get("step"),
         keys=keys,
         rows=rows,

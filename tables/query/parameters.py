@@ -7,7 +7,6 @@ it, and the OpenAPI document is made from it.
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import difflib
 import functools
 import re
@@ -16,26 +15,12 @@ from typing import Any
 
 from tables.model.layer import KeyField, Layer, Scalar
 from tables.model.limits import INT64_MAX, INT64_MIN
-from tables.model.window import (
-    DAY_MS,
-    LENGTH_MS_MAX,
-    SECONDS_IN_MS_MAX,
-    START_MS_MIN,
-    TIME_MS_MAX,
-    Window,
-)
+from tables.model.window import DAY_MS, LENGTH_MS_MAX, START_MS_MIN, TIME_MS_MAX, Window
+from tables.query.time_range import TEXT_PATTERN, parse_time
 
-# RFC 3339 with at most milliseconds, so that no digit is dropped in silence; a date is its midnight
-# in UTC.
-_RFC_3339 = re.compile(
-    r"\d{4}-\d\d-\d\d([Tt]\d\d:\d\d:\d\d(\.\d{1,3})?([Zz]|[+-]\d\d:\d\d))?", re.ASCII
-)
 _INTEGER = re.compile(r"-?\d{1,19}", re.ASCII)
 UNKNOWN_TOLD_MAX = 10
 """Most unknown parameters that are named: a hint for each takes some 0.1 ms."""
-
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_TIME = "want epoch milliseconds or RFC 3339 with at most milliseconds, like 2013-01-01T00:00:00Z"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,17 +45,15 @@ class Parameter:
 
     @staticmethod
     def time(name: str, about: str) -> Parameter:
-        """Return a time that must be given."""
+        """Return a time, whose value is a :class:`tables.query.time_range.Moment`."""
         schema = {
             "anyOf": [
                 {"type": "integer", "minimum": START_MS_MIN, "maximum": TIME_MS_MAX + 1},
-                {"type": "string", "pattern": f"^{_RFC_3339.pattern}$"},
+                {"type": "string", "pattern": TEXT_PATTERN},
             ],
-            "examples": ["2013-01-01T00:00:00Z", 1_356_998_400_000],
+            "examples": ["2013-01-01T00:00:00Z", 1_356_998_400_000, "now-1h", "today"],
         }
-        return Parameter(
-            name, about, parse_time_ms, schema, want="want epoch milliseconds or RFC 3339"
-        )
+        return Parameter(name, about, parse_time, schema)
 
     @staticmethod
     def whole(name: str, about: str, least: int, most: int) -> Parameter:
@@ -166,20 +149,6 @@ def read_parameters(
     return values
 
 
-def check_range(values: Mapping[str, Any], problems: list[str]) -> None:
-    """Note if ``from`` and ``to`` are both given and no time lies between them."""
-    if "from" in values and "to" in values and values["from"] >= values["to"]:
-        hint = seconds_hint(values["from"], values["to"])
-        ending = f"; {hint}" if hint else ""
-        problems.append(f"to: an empty range; got {values['to']}; want a time after from{ending}")
-
-
-def seconds_hint(*times: int) -> str:
-    """Return a hint for requests of times of 1970 to 1973, empty for others."""
-    small = any(0 < time < SECONDS_IN_MS_MAX for time in times)
-    return "are these seconds instead of milliseconds?" if small else ""
-
-
 def did_you_mean(name: str, known: list[str]) -> str:
     """Return a hint at the name that was probably meant, empty if no name is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -210,27 +179,3 @@ def key_value(field: KeyField, text: str) -> Scalar:
     if not _INTEGER.fullmatch(text) or not INT64_MIN <= int(text) <= INT64_MAX:
         raise ValueError(f"not an integer of 64 bits; got {text!r}; want one like 42")
     return int(text)
-
-
-def parse_time_ms(text: str) -> int:
-    """Return the epoch milliseconds of ``"1356998400000"``, ``"2013-01-01T00:00:00Z"`` or a date.
-
-    Raises:
-        ValueError: the text has another form, or no window can start or end then: outside the
-            years 1 to 9999, but for the windows of the first and the last event time.
-    """
-    if _INTEGER.fullmatch(text):
-        time_ms = int(text)
-    elif _RFC_3339.fullmatch(text):
-        full = text if len(text) > len("2013-01-01") else f"{text}T00:00:00Z"
-        try:
-            time = dt.datetime.fromisoformat(full.upper())
-            time_ms = (time - _EPOCH) // dt.timedelta(milliseconds=1)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"{error}; got {text!r}; {_TIME}") from error
-    else:
-        hint = "; write a plus in a URL as %2B" if " " in text else ""
-        raise ValueError(f"not a time; got {text!r}; {_TIME}{hint}")
-    if not START_MS_MIN <= time_ms <= TIME_MS_MAX + 1:
-        raise ValueError(f"outside the years 1 to 9999; got {text!r}; {_TIME}")
-    return time_ms

@@ -17,10 +17,9 @@ from typing import Literal
 from tables.measures.registry import stored_for
 from tables.model.errors import QueryError
 from tables.model.layer import EVENTS, Layer
-from tables.model.window import NEVER_ENDS_MS, NEVER_MS
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS, time_text
 from tables.query.cover import Choice, GapError, Segment, cover, cover_steps
 from tables.query.family import FamilyQuery, KeyFilter
-from tables.query.parameters import seconds_hint
 
 Exactness = Literal["exact", "settling"]
 
@@ -77,6 +76,43 @@ def boundaries_of(query: FamilyQuery) -> int:
     return sum(span_ms // window.shortest_ms for window in windows)
 
 
+def bounded(query: FamilyQuery, facts: Mapping[str, LayerFacts]) -> FamilyQuery:
+    """Return a query whose open ends are those of the windows there are.
+
+    An end of which nothing is known stays where it is: at the first or the last event time.
+    """
+    base, *coarser = _choices(query, facts, "exact")
+    known = facts.get(base.name, LayerFacts())
+    end_ms: int | None = query.to_ms
+    if known.last_ms < NEVER_ENDS_MS:
+        last_ms = known.last_ms
+        end_ms = None if last_ms == NEVER_MS else base.window.end(base.window.start(last_ms))
+    first_ms: int | None = query.from_ms
+    if known.first_ms == NEVER_ENDS_MS:
+        first_ms = None
+    elif NEVER_MS < max(known.first_ms, base.from_ms) < NEVER_ENDS_MS:
+        first_ms = base.window.first_start(max(known.first_ms, base.from_ms))
+        if known.first_ms < base.from_ms:
+            # Coarser layers may still have windows that the base has no more.
+            starts = (
+                _first_of(one, facts.get(one.name, NOTHING_KNOWN))
+                for one in coarser
+                if query.step is None or one.window.nests_in(query.step)
+            )
+            first_ms = min([first_ms, *starts])
+    asked = query.asked.bounded(first_ms, end_ms)
+    return dataclasses.replace(query, asked=asked, from_ms=asked.from_ms, to_ms=asked.to_ms)
+
+
+def _first_of(choice: Choice, known: LayerFacts) -> int:
+    """Return the start of the first window of a coarser layer that can be used."""
+    first_ms = max(choice.from_ms, known.first_ms)
+    if first_ms == NEVER_MS or first_ms >= choice.to_ms:
+        return NEVER_ENDS_MS
+    start_ms = choice.window.first_start(first_ms)
+    return start_ms if choice.window.end(start_ms) <= choice.to_ms else NEVER_ENDS_MS
+
+
 def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) -> QueryPlan:
     """Return the cover of the range with the fewest cells that is exact, if it can be had.
 
@@ -84,8 +120,8 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
     not used.
 
     Raises:
-        QueryError: the range does not begin and end at bounds of windows, some of it has expired or
-            was before the map had the layer, or even closed cells are too many.
+        QueryError: some of the range has expired or was before the map had the layer, a step begins
+            inside a window, or even closed cells are too many.
     """
     if query.step is not None:
         known = facts.get(query.family.base.name, LayerFacts())
@@ -93,8 +129,9 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
         steps = (stop - start) // query.step.shortest_ms
         if steps > cells_max:
             raise QueryError(
-                f"cannot read family {query.family.name}: too many steps; got {steps}; want at most"
-                f" {cells_max} (query_cells_max); ask for a shorter range or longer steps"
+                f"cannot read family {query.family.name}: too many steps; got {steps} of"
+                f" {query.step} {_between(query, known)}; want at most {cells_max}"
+                " (query_cells_max); ask for a shorter range or longer steps"
             )
     exact = _plan(query, facts, "exact")
     if exact.cells <= cells_max:
@@ -104,9 +141,36 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
         return settling
     raise QueryError(
         f"cannot read family {query.family.name}: too many cells to read; got about"
-        f" {math.ceil(settling.cells)}; want at most {cells_max} (query_cells_max); ask for a"
-        " shorter range, fewer keys, or fields that a coarser layer has"
+        f" {math.ceil(settling.cells)}; want at most {cells_max} (query_cells_max);"
+        f" {_counts(query, settling, facts)}; ask for a shorter range, fewer keys, or fields that a"
+        " coarser layer has"
     )
+
+
+def _between(query: FamilyQuery, known: LayerFacts) -> str:
+    """Return the range in which windows of the base, of these facts, were counted, in words."""
+    window = query.family.base.window
+    start, stop = known.with_cells(query.from_ms, query.to_ms)
+    span = f"from {time_text(window.start(start))} to {time_text(window.first_start(stop))}"
+    if known.first_ms > NEVER_MS and known.last_ms < NEVER_ENDS_MS:
+        return f"{span}, where there are windows"
+    return f"{span}, by the calendar: the first and the last window are not known"
+
+
+def _counts(query: FamilyQuery, planned: QueryPlan, facts: Mapping[str, LayerFacts]) -> str:
+    """Return the numbers of a plan's cells: windows by layer, cells of each, and their range."""
+    windows: dict[str, int] = {}
+    cells: dict[str, float] = {}
+    for one in planned.segments:
+        windows[one.name] = windows.get(one.name, 0) + _windows_there(query, one, facts)
+        cells[one.name] = cells.get(one.name, 0.0) + one.cells
+    parts = [
+        f"{count} windows of {name} with about {cells[name] / count:.0f} cells each"
+        for name, count in windows.items()
+        if count
+    ]
+    known = facts.get(query.family.base.name, LayerFacts())
+    return f"these are {' and '.join(parts)}, {_between(query, known)}"
 
 
 def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactness) -> QueryPlan:
@@ -127,14 +191,19 @@ def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactn
 
 def _counted(query: FamilyQuery, segment: Segment, facts: Mapping[str, LayerFacts]) -> Segment:
     """Return a segment with the cells of those of its windows that may have some."""
+    windows = _windows_there(query, segment, facts)
+    if windows == segment.windows:
+        return segment
+    return dataclasses.replace(segment, cells=segment.cells / segment.windows * windows)
+
+
+def _windows_there(query: FamilyQuery, segment: Segment, facts: Mapping[str, LayerFacts]) -> int:
+    """Return how many windows of a segment may have cells."""
     window = next(one.window for one in query.layers if one.name == segment.name)
     known = facts.get(segment.name, LayerFacts())
     start, stop = known.with_cells(segment.from_ms, segment.to_ms)
     start, stop = window.start(start), window.first_start(stop)
-    windows = window.count(start, stop) if start < stop else 0
-    if windows == segment.windows:
-        return segment
-    return dataclasses.replace(segment, cells=segment.cells / segment.windows * windows)
+    return window.count(start, stop) if start < stop else 0
 
 
 def _choices(
@@ -235,18 +304,9 @@ def _cells(layer: Layer, keys: KeyFilter, known: LayerFacts) -> float:
 def _refusal(
     query: FamilyQuery, choices: Sequence[Choice], at_ms: int, began_ms: int
 ) -> QueryError:
-    """Return why no cover has the range: it crosses the windows, or is not there."""
+    """Return why no cover has the range: a step crosses the windows, or some of it is not there."""
     base = choices[0]
     problem = f"cannot read family {query.family.name}"
-    for name, time_ms in (("from", query.from_ms), ("to", query.to_ms)):
-        start = base.window.start(time_ms)
-        if start != time_ms:
-            hint = seconds_hint(time_ms)
-            return QueryError(
-                f"{problem}: {name} lies inside a window of its finest layer {base.name}; got"
-                f" {time_ms}; want the start of one of {base.window}, like {start} or"
-                f" {base.window.end(start)}{f'; {hint}' if hint else ''}"
-            )
     if at_ms < began_ms:
         return QueryError(
             f"{problem}: the map has had {base.name} only since {began_ms} of the events' time; got"

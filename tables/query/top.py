@@ -18,7 +18,7 @@ from tables.measures.registry import form_of, stored_for
 from tables.model.errors import QueryError
 from tables.model.layer import Layer, Map, Measure, Scalar
 from tables.query.cell_query import Limits, find_layer
-from tables.query.family import FamilyQuery, family_parameters, family_with, parse_family_query
+from tables.query.family import FamilyQuery, family_of, family_parameters, parse_family_query
 from tables.query.parameters import Parameter, read_parameters
 from tables.state.cell import first_in_order, in_order, in_parts, measures_of
 from tables.state.small_merge import SMALL_ROWS_MAX
@@ -49,7 +49,7 @@ class TopQuery:
 def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter, ...]:
     """Return the parameters of a request for the top keys of a layer."""
     names = {"", *(field.name for field in layer.key)}
-    theirs = family_parameters(family_with(themap, layer), limits)
+    theirs = family_parameters(family_of(themap, layer.name), limits)
     return (
         Parameter.choice(
             "by", "The measure that keys are ranked by.",
@@ -68,9 +68,15 @@ def top_parameters(themap: Map, layer: Layer, limits: Limits) -> tuple[Parameter
 
 
 def parse_top_query(
-    themap: Map, layer_name: str, parameters: Iterable[tuple[str, str]], limits: Limits
+    themap: Map,
+    layer_name: str,
+    parameters: Iterable[tuple[str, str]],
+    limits: Limits,
+    now_ms: int = 0,
 ) -> TopQuery:
     """Check the parameters of a request for the top keys of a layer.
+
+    ``now_ms`` is the wall clock, which relative times refer to.
 
     Raises:
         UnknownLayerError: the map has no such layer.
@@ -87,7 +93,7 @@ def parse_top_query(
     rest = [(name, text) for name, text in given if name not in mine]
     rest += [("group", field.name) for field in layer.key] or [("group", "-")]
     rest += [("measures", measure.name) for measure in layer.measures]
-    query = parse_family_query(themap, family_with(themap, layer).name, rest, limits)
+    query = parse_family_query(themap, layer_name, rest, limits, now_ms)
     by = next(measure for measure in layer.measures if measure.name == values["by"])
     query = dataclasses.replace(query, ranked=by)
     return TopQuery(

@@ -31,6 +31,10 @@ class Remembered(Generic[Text, Answer]):
         self._known: dict[Text, Answer] = {}
         self.size = 0
 
+    def texts(self) -> list[Text]:
+        """Return the texts that are remembered."""
+        return list(self._known)
+
     def __call__(self, text: Text) -> Answer:
         """Return the answer for a text; an error of finding it is raised each time."""
         if text in self._known:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from app.commands.map import command
+from app.__main__ import group
+from app.cluster.topics import topics_found
 from app.config import archives
+from tables.model.errors import ArchiveError
 from tests.support.common import flight
 from tests.support.memory_archive import MemoryKind
 from tests.support.waiting import until
@@ -32,26 +34,34 @@ WorkerProcess(build(load_settings()), loglevel="INFO").execute_from_commandline(
 def test_map_commands_ask_the_kind_that_is_chosen(
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is made by ``apply``, its rights are printed by ``acl``, and ``start-over`` wipes it."""
+    """It is made by ``apply``, its rights are printed by ``acl``, and ``reset`` wipes it."""
     kind = MemoryKind()
     monkeypatch.setattr(archives, "ARCHIVES", (*archives.ARCHIVES, kind))
     map_file = tmp_path / "map.toml"
     map_file.write_text(MAP.format(name="kinds"))
 
     def run(verb: str, *arguments: str, archive: str = "memory") -> str:
-        given = [verb, str(map_file), *arguments, "--brokers", broker, "--archive", archive]
-        return CliRunner().invoke(command, given, catch_exceptions=False).stdout
+        given = [*verb.split(), str(map_file), *arguments, "--brokers", broker]
+        given += ["--archive", archive]
+        return CliRunner().invoke(group, given, catch_exceptions=False).stdout
 
-    assert "archive: memory of 2 layers made or checked" in run("apply")
+    assert "archive: memory of 2 layers made or checked" in run("map apply")
     assert kind.contents.described.keys() == {"hour", "day"}
+    text = map_file.read_text()
+    other = text.replace('window = "1h"', 'window = "2h"')
+    map_file.write_text(f"{other.replace('[layers.day]', '[layers.daily]')}publish = true\n")
+    with pytest.raises(ArchiveError, match="cannot use rows of layer hour: it was made for anoth"):
+        run("map apply")
+    map_file.write_text(text)
+    assert not {"kinds.layer.daily", "kinds.feed.daily"} & asyncio.run(topics_found(broker)).keys()
     assert "archive: embedded, nothing to make; pass --archive cassandra for its tables" in run(
-        "apply", archive="embedded"
+        "map apply", archive="embedded"
     )
-    assert "let ann remember kinds as verify" in run("acl", "--user", "ann", "--for", "verify")
-    embedded = run("acl", "--user", "ann", "--for", "verify", archive="embedded")
+    assert "let ann remember kinds as verify" in run("map acl", "--user", "ann", "--for", "verify")
+    embedded = run("map acl", "--user", "ann", "--for", "verify", archive="embedded")
     assert "remember" not in embedded
     assert "GRANT" not in embedded
-    over = run("start-over", "--yes")
+    over = run("reset", "--yes")
     assert "the rows of map kinds in memory" in over
     assert "new tables have no grants" in over
     assert "--only memory --user NAME` with `--for worker` and with `--for verify`" in over

@@ -111,9 +111,7 @@ main()
 garbage is collected nobody knows; here it comes too late."""
 
 
-@pytest.mark.parametrize(
-    "arguments", ["map apply", "map start-over --yes", "deadletters count", "worker"]
-)
+@pytest.mark.parametrize("arguments", ["map apply", "reset --yes", "deadletters count", "worker"])
 def test_a_refused_certificate_is_the_last_word(
     secure_kafka: SecureKafka, tmp_path: Path, arguments: str
 ) -> None:
@@ -125,8 +123,8 @@ def test_a_refused_certificate_is_the_last_word(
     folders = {f"{name}_folder": str(tmp_path / name) for name in ("state", "archive")}
     settings = secure_kafka.login("MUTUAL", map_file=str(map_file), **folders, **own)
     command = arguments.split()
-    if command[0] == "map":
-        command.insert(2, str(map_file))
+    if command[0] in ("map", "reset"):
+        command.insert(len(command) if command[0] == "map" else 1, str(map_file))
     done = subprocess.run(
         [sys.executable, "-c", COLLECTED_LATE, *command],
         check=False, capture_output=True, text=True, timeout=60, cwd=ROOT,

@@ -26,6 +26,7 @@ from app.demo.flights import events
 from app.demo.run import DemoTimes
 from app.demo.worker import DemoError, DemoWorker, Missing, Status
 from app.mapfile.load import load_map
+from tables.model.errors import SettingError
 from tables.model.layer import Layer, Map
 from tests import ROOT
 from tests.support import servers
@@ -225,6 +226,17 @@ async def test_a_demo_waits_as_long_as_something_moves(
     await worker.wait(moves_inside, 0.1)
     with pytest.raises(DemoError, match=r"nothing has moved for 0 s; got 7 left"):
         await worker.wait(stands, 0.1)
+
+
+def test_a_variable_that_is_mistyped_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of a worker, whose own variables are left alone."""
+    monkeypatch.setenv("TREASURE_MAP_BROKERS", "127.0.0.1:1")
+    DemoWorker("127.0.0.1:1", tmp_path / "map.toml", tmp_path)
+    monkeypatch.setenv("TREASURE_MAP_WEB_PROT", "6067")
+    with pytest.raises(SettingError, match="such setting; did you mean TREASURE_MAP_WEB_PORT"):
+        DemoWorker("127.0.0.1:1", tmp_path / "map.toml", tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ WARNINGS_OF_AN_OUTAGE_MAX = 30
 
 def warnings_of(worker: Process) -> int:
     """Return how many lines of the worker's log warn."""
-    return sum("[WARNING]" in line or "[ERROR]" in line for line in worker.log().splitlines())
+    return sum(" WARNING " in line or " ERROR " in line for line in worker.log().splitlines())
 
 
 def folded(worker: Process, count: int) -> Callable[[], Awaitable[bool]]:

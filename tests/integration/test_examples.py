@@ -6,6 +6,8 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import orjson
 import pytest
@@ -14,8 +16,10 @@ from app.demo.flights.events import MAP_FILE
 from tests import ROOT
 from tests.support.waiting import until
 from tests.support.worker_process import SECONDS_MAX, Process, apply
+from treasure_map import QueryClient, Range
 
 EXAMPLES = ROOT / "examples"
+DAY = Range("2026-03-01", "2026-03-02", group=["city"], measures=["sum_cents"])
 LINES_MAX = 40
 JANUARY_MS = 1_356_998_400_000
 HOUR_MS = 3_600_000
@@ -45,7 +49,9 @@ async def run(name: str, *arguments: str) -> str:
 def test_examples_are_short_and_say_how_to_run_them() -> None:
     """Each fits on a screen, and every one of them is run below."""
     names = sorted(path.name for path in EXAMPLES.glob("*.py"))
-    assert names == ["follow.py", "frame.py", "live.py", "query.py", "query_async.py"]
+    assert names == [
+        "chart.py", "follow.py", "frame.py", "live.py", "produce.py", "query.py", "query_async.py",
+    ]  # fmt: skip
     for name in names:
         text = (EXAMPLES / name).read_text("utf-8")
         assert text.count("\n") < LINES_MAX
@@ -54,7 +60,9 @@ def test_examples_are_short_and_say_how_to_run_them() -> None:
 
 
 @pytest.mark.slow
-async def test_every_example_shows_what_a_worker_has(processes: Callable[..., Process]) -> None:
+async def test_every_query_shows_what_a_worker_has(
+    processes: Callable[..., Process], tmp_path: Path
+) -> None:
     """Five flights of the demo's map, of which the feed has those whose hours are closed."""
     worker = processes()
     topic = f"{worker.map_name}.feed.departures_hour"
@@ -97,3 +105,31 @@ async def test_every_example_shows_what_a_worker_has(processes: Callable[..., Pr
     assert await run("frame.py", url) == "JFK 2013-01-01 2\nLGA 2013-01-01 1\n"
     live = await run("live.py", url, "2")
     assert sorted(live.splitlines()) == [f"JFK {MARCH_MS} 1 open", f"LGA {MARCH_MS} 1 open"]
+    assert await run("chart.py", url, str(tmp_path / "chart.svg")) == ""
+    chart = ET.parse(tmp_path / "chart.svg").getroot()  # noqa: S314 - made just now
+    texts = [one.text for one in chart.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["3", "Jan", "2", "Mar"]
+    heights = [one.get("height") for one in chart.iter("{http://www.w3.org/2000/svg}rect")]
+    assert heights == ["200", "133"]
+
+
+@pytest.mark.slow
+async def test_written_events_come_into_the_layers(processes: Callable[..., Process]) -> None:
+    """Those of the example are all on the layers of the map that it names."""
+    worker = processes()
+    worker.map_file.write_text((EXAMPLES / "shop.toml").read_text("utf-8"))
+    await apply(worker)
+    worker.start()
+    await worker.ready()
+    said = await run("produce.py", worker.settings["brokers"])
+    assert said == "wrote 14 sales to till.raw\n"
+
+    def sold() -> dict[object, object]:
+        with QueryClient(f"http://127.0.0.1:{worker.port}") as client:
+            found = client.rows("sales_hour", DAY)
+        return {row.key["city"]: row.measures["sum_cents"] for row in found.rows}
+
+    async def all_are_sold() -> bool:
+        return await asyncio.to_thread(sold) == {"Bonn": 7 * 300, "Graz": 7 * 450}
+
+    await until(all_are_sold, SECONDS_MAX)

@@ -324,11 +324,27 @@ def test_apply_refuses_what_workers_would_be_refused_with(own_map: Path, brokers
     )
 
 
-async def write(brokers: str, topic: str, *claims: Claim) -> None:
-    """Write claims into the first partition of a journal."""
+def test_apply_reads_the_journals_of_all_partitions(own_map: Path, brokers: str) -> None:
+    """A worker claims each by itself: the others may still be those of the revision before."""
+    run("apply", own_map, "--brokers", brokers)
+    (plan,) = [one for one in plans_of(load_map(own_map)).values() if one.topic.endswith(".radar")]
+    new = revised(own_map, ('measures = ["count"', 'measures = ["count", "max(delay_min)"'))
+    newer = plans_of(load_map(new))[plan.topic]
+    for partition in range(plan.partitions - 1):
+        asyncio.run(write(brokers, plan.journal, plan.claim(0), partition=partition))
+    assert "workers have used revision 1" in run("apply", own_map, "--brokers", brokers).stdout
+    last = plan.partitions - 1
+    asyncio.run(write(brokers, plan.journal, newer.claim(0), partition=last))
+    assert "workers have used revision 2" in run("apply", new, "--brokers", brokers).stdout
+    with pytest.raises(MapError, match="journals are at map revision 2; got 1; to go back, use"):
+        run("apply", own_map, "--brokers", brokers)
+
+
+async def write(brokers: str, topic: str, *claims: Claim, partition: int = 0) -> None:
+    """Write claims into a partition of a journal."""
     async with AIOKafkaProducer(bootstrap_servers=brokers) as producer:
         for claim in claims:
-            await producer.send_and_wait(topic, encode_entry(claim), partition=0)
+            await producer.send_and_wait(topic, encode_entry(claim), partition=partition)
 
 
 def test_apply_takes_its_settings_from_the_environment(own_map: Path, brokers: str) -> None:
@@ -371,9 +387,13 @@ def test_apply_makes_and_checks_the_tables_of_cassandra(
         output = run(*arguments).stdout
         assert f"archive: 14 tables in keyspace {keyspace} made or checked" in output
     text = own_map.read_text().replace("[layers.arrivals_day]", "[layers.arrivals_day]\nslots = 3")
-    own_map.write_text(text)
+    own_map.write_text(
+        text + '[layers.more]\nfrom = "arrivals_day"\nkey = ["origin"]\nwindow = "month"\n'
+    )
     with pytest.raises(ArchiveError, match="slots"):
         run(*arguments)
+    made = asyncio.run(topics_found(brokers))
+    assert f"{load_map(own_map).name}.layer.more" not in made
 
 
 def test_apply_without_a_broker_is_an_operating_error(own_map: Path) -> None:

@@ -11,7 +11,7 @@ from aiokafka.admin import NewPartitions
 from click.testing import CliRunner
 
 from agents.partition.claims import OTHER_PARTITIONS
-from app.commands.map import command
+from app.__main__ import group
 from app.kafka.transport_options import TransportError, TransportOptions
 from tables.model.errors import MapError
 from tests.support.common import HOUR_MS, flight
@@ -32,11 +32,11 @@ def test_only_partitions_that_the_map_has_may_be_read() -> None:
 
 
 def run(process: Process, *arguments: str) -> str:
-    """Run a map command with the settings of a process, and raise its exception."""
+    """Run a command with the settings of a process, and raise its exception."""
     settings = process.settings
     options = ["--brokers", settings["brokers"], "--archive-folder", settings["archive_folder"]]
-    given = [arguments[0], str(process.map_file), *options, *arguments[1:]]
-    done = CliRunner().invoke(command, given, catch_exceptions=False)
+    given = [*arguments[0].split(), str(process.map_file), *options, *arguments[1:]]
+    done = CliRunner().invoke(group, given, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -98,7 +98,7 @@ async def _advice(worker: Process, topic: str) -> None:
     text = worker.map_file.read_text().replace("partitions = 2", "partitions = 3", 1)
     worker.map_file.write_text(text.replace("revision = 1", "revision = 2"))
     with pytest.raises(MapError) as refused:
-        await asyncio.to_thread(run, worker, "apply")
+        await asyncio.to_thread(run, worker, "map apply")
     assert str(refused.value).endswith(
         f"1 problem(s)\n  - the map declares 3 partitions of {topic}; its journal was begun with 2;"
         f" {OTHER_PARTITIONS}"
@@ -107,7 +107,7 @@ async def _advice(worker: Process, topic: str) -> None:
         "hour": [(AT_MS, "DL", 1), (AT_MS, "UA", 2)],
         "day": [(AT_MS, "DL", 1), (AT_MS, "UA", 2)],
     }
-    await asyncio.to_thread(run, worker, "start-over", "--yes")
+    await asyncio.to_thread(run, worker, "reset", "--yes")
     await _used(worker, rows)
     # The other way: the rows of the old name stay.
     old = worker.map_name
@@ -120,7 +120,7 @@ async def _advice(worker: Process, topic: str) -> None:
 
 
 async def _used(worker: Process, rows: dict[str, list[tuple[int, str, int]]]) -> None:
-    await asyncio.to_thread(run, worker, "apply")
+    await asyncio.to_thread(run, worker, "map apply")
     worker.start()
     await worker.ready()
     await comes_to(worker, rows)

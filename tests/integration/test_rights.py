@@ -163,7 +163,7 @@ async def test_verify_tells_what_it_lacks_at_once(
 COMMANDS: dict[Role, tuple[str, ...]] = {
     "worker": ("worker",),
     "apply": ("map", "apply", "MAP"),
-    "start-over": ("map", "start-over", "MAP", "--yes"),
+    "reset": ("reset", "MAP", "--yes"),
     "producer": ("generate", "--map", "MAP", "--source", "orders", "--manifest", "MANIFEST"),
     "verify": ("verify", "--no-archive"),
     "deadletters": ("deadletters", "count"),
@@ -280,13 +280,29 @@ async def test_a_right_that_is_taken_meanwhile_ends_what_cannot_go_on(
         await log.stop()
 
 
-@pytest.mark.parametrize("role", ["verify", "deadletters", "producer", "reader", "start-over"])
+@pytest.mark.parametrize("role", ["verify", "deadletters", "producer", "reader", "reset"])
 def test_roles_need_nothing_of_the_cluster(role: Role) -> None:
     """Nor of transactions: the rights name topics and one group."""
     _, themap = new_map()
     for right in rights_of(themap, role, "a group"):
         assert right.resource in ("topic", "group")
         assert right.operations
+
+
+def test_a_worker_writes_heartbeats_into_the_sources_that_want_them() -> None:
+    """Nobody else does; without the right its silent partitions would stay open."""
+    text, themap = new_map()
+    idle = parse_map(text.replace('type = "type"', 'type = "type"\nidle_heartbeat = "1m"'), "idle")
+    (source,) = themap.sources
+    for role in ROLES:
+        before, after = (rights_of(one, role, "a group") for one in (themap, idle))
+        if role == "worker":
+            assert Right("topic", source.topic, ("Read", "Write")) in after
+            after = [
+                dataclasses.replace(one, operations=("Read",)) if one.name == source.topic else one
+                for one in after
+            ]
+        assert after == before
 
 
 def test_the_page_has_all_rights() -> None:

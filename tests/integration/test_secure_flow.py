@@ -223,7 +223,7 @@ async def test_a_job_runs_on_exactly_the_printed_rights(lab: Lab) -> None:
         assert [cell async for cell in cells]
     for worker in workers:
         assert await asyncio.to_thread(stop_child, worker, 30) == 0
-    text = await lab.succeeds("start-over", "map", "start-over", str(lab.map_file), "--yes")
+    text = await lab.succeeds("reset", "reset", str(lab.map_file), "--yes")
     assert "deleted" in text
     assert nothing_shows(lab, [*PASSWORDS.values(), TOKEN, CASSANDRA_PASSWORD]) == []
 

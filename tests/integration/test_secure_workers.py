@@ -119,7 +119,7 @@ async def test_a_worker_whose_certificate_fails_is_told_and_heals(
         await problem()
     log = one.log()
     assert log.count(f"worker {url} is not used, answers lack its live cells") == 1
-    assert "[WARNING]" in next(line for line in log.splitlines() if "is not used" in line)
+    assert " WARNING " in next(line for line in log.splitlines() if "is not used" in line)
     renewed = authority.issue("renewed")
     for source, target in (
         (renewed.cert_file, foreign.cert_file),

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import signal
+import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from click.testing import CliRunner
 
+from tables.model.layer import Map
 from tests import ROOT
+from tests.servers import command
 from tests.support import servers
+from tests.support.commands import read_until
 from tests.support.compose_file import (
     cassandra_fields,
     cassandra_jvm,
     environment,
     kafka_properties,
 )
+from tests.support.kafka_admin import make, partitions_at
 
 pytest_plugins = ["pytester"]
 
@@ -173,6 +184,75 @@ def test_a_missing_server_skips_unless_servers_are_required(
     # A skip in a fixture is reported in the setup phase, where a failure counts as an error.
     assert counts == {"errors" if outcome == "failed" else outcome: 1}
     result.stdout.fnmatch_lines(["*java is not on PATH*"])
+
+
+@contextlib.contextmanager
+def developing(words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Run the program of ``make servers``."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.servers", *words],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.cassandra
+async def test_servers_to_develop_with_keep_their_data(tmp_path: Path) -> None:
+    """`make servers`: both ports answer; the next time topic and keyspace are there again."""
+    for name in ("kafka", "cassandra"):
+        if reason := servers.why_missing(name):
+            pytest.skip(reason)
+    inspect = pytest.importorskip("tables.archive.cassandra.inspection").inspect
+    module = pytest.importorskip("tables.archive.cassandra.archive")
+    kafka, cassandra = servers.free_ports(2)
+    node = module.CassandraSettings(port=cassandra, keyspace="kept", replication=1)
+    words = [
+        "--kafka-port", str(kafka), "--cassandra-port", str(cassandra), "--folder", str(tmp_path),
+    ]  # fmt: skip
+    for is_known in (False, True):
+        with developing(words) as process:
+            said = await asyncio.to_thread(read_until, process.stdout, "Ctrl-C ends them")
+            assert f"TREASURE_MAP_BROKERS=127.0.0.1:{kafka}\n" in said
+            assert f"TREASURE_MAP_CASSANDRA_PORT={cassandra}\n" in said
+            found = await partitions_at(f"127.0.0.1:{kafka}", "kept")
+            assert found == ({"kept": 3} if is_known else {})
+            assert (inspect(node, None).copies is not None) is is_known
+            if not is_known:
+                await make(f"127.0.0.1:{kafka}", "kept", 3, {})
+                archive = module.CassandraArchive(node)
+                await archive.open(Map(1, "kept", (), (), ""))
+                await archive.close()
+            process.send_signal(signal.SIGINT)
+            assert await asyncio.to_thread(process.wait, 60) == 130
+    assert not servers.listens(kafka)
+    assert not servers.listens(cassandra)
+
+
+def test_servers_to_develop_with_need_free_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing starts; the message has the variable of another port. So it has why Java lacks."""
+    monkeypatch.setattr(servers, "why_missing", lambda _: None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words = ["--cassandra-port", str(port), "--kafka-port", str(servers.free_ports(1)[0])]
+        done = CliRunner().invoke(command, [*words, "--folder", str(tmp_path / "data")])
+    assert done.exit_code == 1
+    assert f"cannot start cassandra: a program listens on port {port}" in done.output
+    assert "give CASSANDRA_PORT=" in done.output
+    monkeypatch.setattr(servers, "why_missing", lambda name: f"cannot run {name}: no java")
+    done = CliRunner().invoke(command, [*words, "--folder", str(tmp_path / "data")])
+    assert done.exit_code == 1
+    assert "error: cannot run kafka: no java" in done.output
+    assert not (tmp_path / "data").exists()
 
 
 MAVEN = """#!/bin/sh

@@ -6,7 +6,6 @@ import asyncio
 import uuid
 
 import pytest
-from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from app.cluster.topic_specs import TopicSpec, topics_of
@@ -16,10 +15,10 @@ from app.kafka.brokers import BrokersAwayError, patiently
 from app.mapfile.load import parse_map
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
-from tests.support.kafka_admin import admin_of
+from tests.support.kafka_admin import admin_of, make, partitions_at
 from tests.support.reset_proxy import ResetProxy
 from tests.support.servers import free_ports
-from tests.support.waiting import stays, until
+from tests.support.waiting import stays
 
 TEXT = """
 revision = 1
@@ -56,28 +55,6 @@ def arrow_map() -> Map:
     """Return such a map with a feed of Arrow."""
     text = TEXT.replace("publish = true", 'publish = "arrow"')
     return parse_map(text.replace("{name}", f"shop_{uuid.uuid4().hex[:8]}"), "test")
-
-
-async def partitions_at(brokers: str, prefix: str) -> dict[str, int]:
-    """Return the topics of one map with their partitions, as the broker has them."""
-    async with admin_of(brokers) as admin:
-        topics = await admin.describe_topics()
-    return {
-        topic["topic"]: len(topic["partitions"])
-        for topic in topics
-        if topic["topic"].startswith(prefix)
-    }
-
-
-async def make(brokers: str, name: str, partitions: int, config: dict[str, str]) -> None:
-    """Make a topic beforehand; return when the broker tells of it, which may be later."""
-    async with admin_of(brokers) as admin:
-        await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=config)])
-
-    async def visible() -> bool:
-        return await partitions_at(brokers, name) == {name: partitions}
-
-    await until(visible)
 
 
 def by_name(themap: Map, replication: int = 1) -> dict[str, TopicSpec]:
@@ -261,7 +238,7 @@ async def test_a_broker_that_does_not_tell_settings_leaves_journals_unchecked(
     def by_name_only(kind: ConfigResourceType, name: str) -> ConfigResource:
         return ConfigResource(kind, name, {"retention.ms": None})
 
-    monkeypatch.setattr("app.cluster.topics.ConfigResource", by_name_only)
+    monkeypatch.setattr("app.cluster.topic_checks.ConfigResource", by_name_only)
     report = await apply_topics(embedded, themap)
     journals = [spec.name for spec in topics_of(themap, 1) if spec.kind == "journal"]
     assert list(report.unchecked) == journals

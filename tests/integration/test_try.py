@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import signal
 from pathlib import Path
@@ -67,9 +69,31 @@ def test_the_answers_equal_a_recomputation_of_the_file(map_file: Path, tmp_path:
     assert f"{forks} of types that no layer selects: ForkEvent ({forks})" in said
     assert "python -m app query pushes_hour --from 2024-03-01 --to 2024-03-03T02:00:00Z" in said
     assert "does not balance" not in said
+    assert "\x1b" not in said
     assert (keep / "archive").is_dir()
     again = CliRunner().invoke(command, [str(map_file), str(file), "--keep", str(keep)])
     assert "it is not empty" in str(again.exception)
+
+
+def test_on_a_terminal_progress_is_shown_until_all_is_applied(
+    map_file: Path, tmp_path: Path
+) -> None:
+    """In one line, which is gone when the report comes; the report is on standard output."""
+    file = tmp_path / "events.ndjson"
+    file.write_bytes(github_events.lines(github_events.events(50)))
+    ours, its = pty.openpty()
+    with running("try", map_file, file, "--seconds", "0", stderr=its) as process:
+        os.close(its)
+        said, _ = process.communicate(timeout=SECONDS_MAX)
+        assert process.returncode == 0, said
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    *states, last = shown.split("\r\x1b[2K")
+    assert last == ""
+    assert any(
+        re.fullmatch(r"50 events, [\d,]+/s, 100% of the input, \d+ applied", one) for one in states
+    ), shown
+    assert "\x1b" not in said
 
 
 def test_a_file_out_of_order_says_the_disorder_that_takes_all_of_it(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -224,6 +226,82 @@ async def test_verify_leaves_out_what_a_map_got_too_late_and_says_so(
         assert "hour was compared" not in notes
     finally:
         worker.close()
+
+
+AS_THEY_COME = (
+    ("partitions = 2", 'partitions = 2\ntime_unit = "s"\narrays = true\ncompression = "gzip"'),
+    ('time = "at"', 'time = {path = "at", text = true, fraction = true, zone = "+01:00"}'),
+    ('carrier = "string"', 'carrier = {type = "string", digits = true}'),
+    ('delay = "int"', 'delay = {type = "int", text = true, whole = true, on_error = "null"}'),
+    ('measures = ["count"]', 'measures = ["count", "sum(delay)", "max(delay)"]'),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+async def test_verify_finds_a_worker_equal_that_takes_values_as_they_come(
+    broker: str, tmp_path: Path
+) -> None:
+    """Texts, whole floats and digits, times of every form, in packed arrays of events."""
+    worker = Process(broker, tmp_path / "worker")
+    text = worker.map_file.read_text()
+    for old, new in AS_THEY_COME:
+        text = text.replace(old, new, 1)
+    worker.map_file.write_text(text)
+    topic = f"{worker.map_name}.raw"
+    chance = random.Random(7)
+    records = [
+        (number % 2, as_it_comes(chance, 3_600 * (number // 4), "AB"[number % 2]))
+        for number in range(400)
+    ]
+    try:
+        await apply(worker)
+        worker.start()
+        await worker.ready()
+        await worker.send(topic, *records)
+
+        async def done() -> bool:
+            _, ledger = await worker.get("/v1/ledger")
+            _, layers = await worker.get("/v1/layers")
+            waiting = sum(row["unacknowledged_windows"] for row in layers["layers"])
+            read = sum(row["read"] for row in ledger["records"][topic].values())
+            return read == len(records) and not waiting
+
+        await until(done, 60)
+        settings = load_settings(worker.settings, {})
+        report = await verify(settings, urls=[f"http://127.0.0.1:{worker.port}"])
+        assert report.equal, [str(one) for one in report.differences]
+        assert all(layer.http == layer.expected > 0 for layer in report.layers)
+        assert report.ledger["nulled.flights.delay"] > 50
+        assert report.ledger["unreadable.gzip"] > 0
+        assert report.ledger["malformed.wrong_type"] > 0
+        assert report.ledger["events.classified"] > 500
+        _, ledger = await worker.get("/v1/ledger")
+        assert ledger["nulled"] == {"flights.delay": report.ledger["nulled.flights.delay"]}
+    finally:
+        worker.close()
+
+
+def as_it_comes(chance: random.Random, second: int, origin: str) -> bytes:
+    """Return a record of some events of one hour, whose values have various forms."""
+    clock = f"{second % 86_400 // 3_600:02d}:10:00.5"
+    events = [
+        {
+            "at": chance.choice(
+                [second, second + 0.29, str(second), f"{second}.5",
+                 f"1970-01-{1 + second // 86_400:02d}T{clock}"]
+            ),
+            "type": "flight.departed",
+            "origin": origin,
+            "carrier": chance.choice(["UA", 42, "42", -7]),
+            "delay": chance.choice([1, "2", 3.0, "4.0", None, "x", 1.5, 2**70, [5]]),
+        }
+        for _ in range(chance.choice([1, 3, 5]))
+    ]  # fmt: skip
+    if chance.random() < 0.1:
+        events[0]["origin"] = 5
+    value = json.dumps(events, indent=chance.choice([None, 1])).encode()
+    packed = gzip.compress(value)
+    return chance.choice([value, *[packed] * 8, packed[:-9]])
 
 
 async def quiet(worker: Process, events: int) -> None:

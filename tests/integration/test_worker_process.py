@@ -40,6 +40,8 @@ from tests.support.worker_process import (
 )
 
 HOUR_MS = 3_600_000
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING) [\w.]+: [ -~]+")
+"""A line of a log in which nothing is wrong: time, level, logger and a sentence that prints."""
 
 
 async def test_a_worker_serves_until_it_is_asked_to_stop(
@@ -96,8 +98,18 @@ async def check_service(worker: Process) -> None:
     log = worker.log()
     assert "error:" not in log
     assert "Traceback" not in log
+    # Nothing of Faust's own: no table, no box, no escape code, no tree of services.
+    lines = log.splitlines()
+    assert [line for line in lines if not LINE.fullmatch(line)] == []
+    assert [line for line in lines if "[^" in line] == []
+    (ready,) = [line for line in lines if "ready: " in line]
+    assert ready.partition("ready: ")[2] == (
+        f"map {worker.map_name}, revision 1, answers at http://127.0.0.1:{worker.port};"
+        f" layers hour, day; partitions {raw} 2 of 2, {day} 2 of 2"
+    )
+    assert lines[-1].endswith("the worker has stopped")
     # The events of this test are of 1970.
-    told = [line for line in log.splitlines() if "[WARNING]" in line]
+    told = [line for line in lines if " WARNING " in line]
     assert ["are these seconds" in line for line in told] == [True]
 
 
@@ -113,7 +125,7 @@ async def test_a_worker_that_is_stopped_while_it_joins_leaves_nothing_behind(
     """The answer to the join may still come; nothing is restored for it then."""
     worker = processes()
     await apply(worker)
-    worker.start()
+    worker.start(MODULE, "-l", "debug")
     await worker.says("(Re-)joining group")
     assert await worker.stop() == 0
     assert AWAY not in worker.log()
@@ -231,7 +243,7 @@ async def test_a_secret_that_others_may_read_is_warned_of_until_it_is_mended(
     (warning,) = state["warnings"]
     assert f"run: chmod go-rwx {secret}" in warning
     (line,) = [line for line in worker.log().splitlines() if "holds secrets" in line]
-    assert "[WARNING]" in line
+    assert " WARNING " in line
     secret.chmod(0o600)
     assert (await worker.get("/readyz"))[1]["warnings"] == []
     assert await worker.stop() == 0

@@ -15,12 +15,14 @@ from tests.support import servers
 
 
 @contextmanager
-def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a command of the program as a process."""
+def running(
+    *arguments: str | Path, stderr: int = subprocess.STDOUT
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a command of the program as a process; its errors go to the output, or to a file."""
     (port,) = servers.free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "app", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT,
         env=os.environ | {"TREASURE_MAP_WEB_PORT": str(port)},
     )  # fmt: skip
     try:

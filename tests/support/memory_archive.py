@@ -35,6 +35,15 @@ class Contents:
     )
     histories: dict[tuple[str, int], History] = dataclasses.field(default_factory=dict)
 
+    def check(self, themap: Map) -> None:
+        """Check that it is the map's, and so are its layers."""
+        if self.whose is not None:
+            check_map("memory", self.whose, themap.name)
+        for layer in themap.layers:
+            known = self.described.get(layer.name)
+            if known is not None:
+                missing_accumulators(f"rows of layer {layer.name}", known, _described(layer))
+
 
 class MemoryArchive:
     """An archive on contents that others may open after it."""
@@ -60,15 +69,10 @@ class MemoryArchive:
         """Check that it is the map's, and so are its layers."""
         contents = self._contents
         self._map_name = themap.name
-        if contents.whose is not None:
-            check_map("memory", contents.whose, themap.name)
-        described = {layer.name: _described(layer) for layer in themap.layers}
-        for name, wanted in described.items():
-            known = contents.described.get(name)
-            if known is not None:
-                missing_accumulators(f"rows of layer {name}", known, wanted)
-        for name, wanted in described.items():
-            contents.described[name] = contents.described.get(name, {}) | wanted
+        contents.check(themap)
+        for layer in themap.layers:
+            known = contents.described.get(layer.name, {})
+            contents.described[layer.name] = known | _described(layer)
         contents.whose = contents.whose or Whose(draw_id(), themap.name)
         self.is_open = True
 
@@ -163,7 +167,8 @@ class MemoryKind(ArchiveKind):
 
     def schema(self, settings: Settings, themap: Map) -> Schema:
         """Return the schema that opening it makes."""
-        return Schema(self.make(settings), f"memory of {len(themap.layers)} layers")
+        words = f"memory of {len(themap.layers)} layers"
+        return Schema(self.make(settings), words, lambda: self.contents.check(themap))
 
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return its contents."""

@@ -13,7 +13,7 @@ from tests.support.servers import CassandraServer, KafkaServer, free_ports, wait
 
 PASSWORDS = {"worker": "Kafka/Pa55=wörd;ünusual+Zq7"} | {
     user: f"the password of {user}"
-    for user in ("admin", "apply", "start-over", "verify", "deadletters", "producer", "reader")
+    for user in ("admin", "apply", "reset", "verify", "deadletters", "producer", "reader")
 }
 """Passwords by user of Kafka: an administrator, and one for each part of the product.
 

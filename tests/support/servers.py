@@ -179,12 +179,13 @@ def wait_for_port(port: int, seconds_max: float = START_SECONDS_MAX) -> None:
         ServerError: nothing does in time.
     """
     try:
-        wait_until(lambda: _listens(port), seconds_max, f"a listener on port {port}")
+        wait_until(lambda: listens(port), seconds_max, f"a listener on port {port}")
     except TimeoutError as error:
         raise ServerError(str(error)) from error
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Return whether something listens on a port of this machine."""
     with (
         contextlib.suppress(OSError),
         socket.create_connection(("127.0.0.1", port), timeout=1),
@@ -277,6 +278,19 @@ class Server:
             self._process.wait()
             self._process = None
 
+    def check(self) -> None:
+        """Check that the process runs.
+
+        Raises:
+            ServerError: it has ended; holds the end of its log.
+        """
+        assert self._process is not None, "the server is not running"
+        code = self._process.poll()
+        if code is not None:
+            raise ServerError(
+                f"cannot continue: {self.name} ended with {code}; log:\n{self.log_tail()}"
+            )
+
     def restart(self) -> None:
         """Stop and start again: same folder, same ports."""
         self.stop()
@@ -317,7 +331,7 @@ class Server:
                 raise ServerError(
                     f"cannot start {self.name}: it exited with {code}; log:\n{self.log_tail()}"
                 )
-            return _listens(self.port)
+            return listens(self.port)
 
         try:
             wait_until(serves, START_SECONDS_MAX, f"a listener on port {self.port}")
@@ -343,14 +357,19 @@ class KafkaServer(Server):
         folder: Path,
         settings: Mapping[str, str] | None = None,
         *,
+        port: int | None = None,
         measured: bool = False,
     ) -> None:
-        """``settings`` are broker properties that replace or add to those of the compose file."""
+        """``settings`` are broker properties that replace or add to those of the compose file.
+
+        ``port`` is that of clients; None uses a free one.
+        """
         self.cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes)[:22].decode()
         self._variables = environment("kafka")
         properties = kafka_properties(self._variables)
         names = [listener.partition("://")[0] for listener in properties["listeners"].split(",")]
         ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports["LOOPBACK"] = port or ports["LOOPBACK"]
         super().__init__(folder, ports["LOOPBACK"], measured=measured)
         self.listeners = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         self.bootstrap = self.listeners["LOOPBACK"]
@@ -372,10 +391,10 @@ class KafkaServer(Server):
         self._properties |= settings
 
     def _prepare(self) -> None:
-        """Format the folder the first time."""
+        """Write the configuration, and format the folder the first time."""
         config = self.folder / "server.properties"
-        if not config.exists():
-            config.write_text("".join(f"{k}={v}\n" for k, v in self._properties.items()))
+        config.write_text("".join(f"{k}={v}\n" for k, v in self._properties.items()))
+        if not (self.folder / "data" / "meta.properties").exists():
             done = subprocess.run(
                 [
                     *self._java(),
@@ -392,7 +411,6 @@ class KafkaServer(Server):
                 timeout=START_SECONDS_MAX,
             )
             if done.returncode != 0:
-                config.unlink()
                 raise ServerError(f"cannot format kafka: {done.stdout}{done.stderr}")
 
     def _java(self) -> list[str]:
@@ -414,9 +432,10 @@ class CassandraServer(Server):
     name: ServerName = "cassandra"
     host = "127.0.0.1"
 
-    def __init__(self, folder: Path, *, measured: bool = False) -> None:
-        port, self._storage_port = free_ports(2)
-        super().__init__(folder, port, measured=measured)
+    def __init__(self, folder: Path, *, port: int | None = None, measured: bool = False) -> None:
+        """``port`` is that of clients; None uses a free one."""
+        free, self._storage_port = free_ports(2)
+        super().__init__(folder, port or free, measured=measured)
         self._variables = environment("cassandra")
 
     def _prepare(self) -> None:

@@ -144,12 +144,13 @@ class Recomputed:
             for (key, start), columns in rows.items():
                 names = [field.name for field in layer.key]
                 row = dict(zip(names, key, strict=True)) | {"window_start": start} | dict(columns)
-                wide = {
+                types: dict[str, pl.DataType] = {
                     name: pl.Decimal(38, 0)
                     for name, value in row.items()
                     if type(value) is int and not -(2**63) <= value < 2**63
                 }
-                table.load(number, pl.DataFrame([row], schema_overrides=wide))
+                types["window_start"] = types["window_end"] = pl.Datetime("ms", "UTC")
+                table.load(number, pl.DataFrame([row], schema_overrides=types))
 
 
 def plain_partitions(log: MemoryLog, themap: Map) -> list[PlainPartition]:

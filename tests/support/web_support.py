@@ -27,13 +27,13 @@ from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.protocol import Archive
 from tables.model.cost import QueryCost
 from tables.model.layer import Layer, Map
-from tables.model.window import NEVER_MS
+from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.answer import matching
 from tables.query.facts import PartitionFacts
 from tables.query.live import LiveJob, LiveRead, LiveRows
 from tables.state.cell import archive_schema
 from tests.support.common import HOUR_MS, small_map
-from treasure_map.status import LayerStatus
+from treasure_map.status import LayerStatus, WorkerAbout
 
 Result = TypeVar("Result")
 CLOCK_MS = 1_400_000_000_000
@@ -97,6 +97,7 @@ class FrameCells:
         self.closed_ms = NEVER_MS
         self.position = 7
         self.fresh_ms = NEVER_MS
+        self.first_ms, self.last_ms = NEVER_MS, NEVER_ENDS_MS
 
     async def read(
         self, reads: Sequence[LiveRead], cost: QueryCost, until: float
@@ -112,7 +113,7 @@ class FrameCells:
                 partition, position=self.position, closed_ms=self.closed_ms,
                 floor_ms=self.archived_ms, archived_ms=self.archived_ms,
                 evicted_ms=self.evicted_ms, complete_ms=NEVER_MS, cells=1.0, fresh_ms=self.fresh_ms,
-                evicted_version=self.position,
+                evicted_version=self.position, first_ms=self.first_ms, last_ms=self.last_ms,
             )
             for partition in self.served
             if read.wants(partition)
@@ -156,6 +157,14 @@ class StandingView:
             for layer in self.themap.layers
         ]  # fmt: skip
 
+    def unselected(self) -> dict[str, dict[str, int]]:
+        """Return a type of the only source."""
+        return {"flights": {"bird": 3}}
+
+    def lag(self) -> dict[str, dict[str, int | None]]:
+        """Return a partition that is behind, and one that is not known."""
+        return {"raw": {"0": 7, "1": None}}
+
     def ledger(self) -> dict[str, Any]:
         """Return a ledger with a partition as an integer."""
         return {"records": {"raw": {0: {"read": 3}}}, "balanced": True}
@@ -189,6 +198,7 @@ async def served(
     archived: Sequence[dict[str, Any]] = (),
     archive: Archive | None = None,
     *,
+    workers: Callable[[], list[WorkerAbout]] = list,
     routes: Sequence[Route] = ROUTES,
     **settings: Any,
 ) -> AsyncIterator[tuple[StandingView, str]]:
@@ -214,7 +224,7 @@ async def served(
     access = Access(given, reloads)
     install(
         app, view, given, live=cells, cache=cache, metrics=lambda: METRICS, access=access,
-        routes=routes,
+        workers=workers, routes=routes,
     )  # fmt: skip
     await looking.start()
     runner = Runner(app, given.query_live_max)

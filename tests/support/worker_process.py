@@ -178,7 +178,7 @@ def last_words(process: Process) -> str:
     assert len(log.splitlines()) < LINES_MAX
     _, found, words = f"\n{log}".rpartition("\nerror: ")
     assert found, f"no last words:\n{log}"
-    assert "[INFO]" not in words, f"not the last words:\n{log}"
+    assert " INFO " not in words, f"not the last words:\n{log}"
     return words.rstrip()
 
 

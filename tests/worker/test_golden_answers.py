@@ -125,7 +125,9 @@ async def test_answers_are_those_that_are_kept(tmp_path: Path, status: WorkerSta
         aiohttp.ClientSession() as session,
     ):
         view.live.fresh_ms = view.live.closed_ms = 2 * HOUR_MS
-        for name in ("layers", "ledger", "serving", "restoring", "paused"):
+        for name in (
+            "layers", "unselected", "lag", "ledger", "serving", "restoring", "paused",
+        ):  # fmt: skip
             setattr(view, name, getattr(status, name))
         for path, accept in ASKED:
             headers = {"Accept": accept} if accept else {}

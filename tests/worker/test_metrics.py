@@ -29,9 +29,21 @@ from tables.archive.protocol import CellRange
 from tables.model.cost import QueryCost
 from tables.model.ledger import EVENT_COLUMNS, LAYER_COLUMNS, RECORD_COLUMNS
 from tests import ROOT
-from tests.support.common import HOUR_MS, NO_PRESSURE, MemoryLog
-from tests.support.local_worker import MAP, RAW, LocalWorker, fill
+from tests.support.common import (
+    HOUR_MS,
+    NO_PRESSURE,
+    MemoryLog,
+    dataclasses_replace,
+    flight,
+    small_map,
+)
+from tests.support.local_worker import RAW, LocalWorker, fill
 from treasure_map.version import version
+
+_SOURCE = small_map().sources[0]
+_FIELDS = (*_SOURCE.fields[:2], dataclasses_replace(_SOURCE.field("delay"), null_on_error=True))
+MAP = dataclasses_replace(small_map(), sources=(dataclasses_replace(_SOURCE, fields=_FIELDS),))
+"""A wrong delay becomes null."""
 
 
 class StandingTransport:
@@ -64,7 +76,8 @@ async def samples(tmp_path: Path) -> dict[tuple[str, ...], float]:
     log = MemoryLog()
     fill(log, 3)
     log.put(RAW, 0, b"no JSON")
-    house = LocalWorker(log, archive, tmp_path / "state")
+    log.put(RAW, 0, flight(0).replace(b'"delay":', b'"delay":"late", "was":'))
+    house = LocalWorker(log, archive, tmp_path / "state", MAP)
     await house.restore()
     await house.settle()
     transport = cast("Transport", StandingTransport())
@@ -107,6 +120,7 @@ def test_metrics_say_what_the_ledger_says(samples: dict[tuple[str, ...], float])
     events = {c: samples[f"{PREFIX}events_total", c, "0", RAW] for c in EVENT_COLUMNS}
     assert events["malformed"] == 1
     assert samples[f"{PREFIX}refused_total", "malformed", "0", "json", RAW] == 1
+    assert samples[f"{PREFIX}nulled_values_total", "delay", "0", "flights"] == 1
     hour = {c: samples[f"{PREFIX}layer_events_total", c, "hour", "0"] for c in LAYER_COLUMNS}
     assert sum(hour.values()) == events["classified"] == records["with_events"] - 1
     assert samples[f"{PREFIX}archived_rows_total", "hour"] > 0

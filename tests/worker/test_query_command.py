@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
@@ -17,7 +18,7 @@ from app.commands.query_tables import sparkline
 from app.trust.tokens import make_token
 from app.verify.errors import RefusedError
 from app.verify.workers import Workers
-from tables.model.errors import QueryError
+from tables.model.errors import QueryError, SettingError
 from tests.support.common import HOUR_MS, small_map
 from tests.support.pki import Authority
 from tests.support.servers import free_ports
@@ -63,20 +64,30 @@ async def test_a_limit_and_a_missing_owner_are_told(tmp_path: Path) -> None:
     async with served(MAP, tmp_path, [stored(hour=hour) for hour in range(3)]) as (view, url):
         view.live.served = {0}
         result = await run("hour", *DAY, "--limit", "2", "--url", url)
-        assert "more: only the first 2 cells" in result.stderr
+        assert "… 1 more cell; --limit 0 shows all" in result.stdout
+        assert "2 cells, from 1970-01-01T00:00:00Z to 1970-01-02T00:00:00Z" in result.stdout
+        whole = await run("hour", *DAY, "--limit", "0", "--url", url)
+        assert ("3 cells" in whole.stdout, "more" in whole.stdout) == (True, False)
         assert "partial: owners" in result.stderr
         assert "hour (partial)" in result.stdout
         document = orjson.loads((await run("hour", *DAY, "--json", "--url", url)).stdout)
     assert (document["partial"], document["more"]) == (True, False)
 
 
-async def test_a_limit_above_one_page_follows_the_cursor(tmp_path: Path) -> None:
-    """1,200 cells are two pages of the endpoint."""
+@pytest.mark.parametrize("page_rows_max", [500, 10_000])
+async def test_a_limit_above_one_page_follows_the_cursor(
+    tmp_path: Path, page_rows_max: int
+) -> None:
+    """1,200 cells are three pages of an endpoint with small ones."""
     rows = [stored(f"o{number}") for number in range(1_200)]
-    async with served(MAP, tmp_path, rows) as (_, url):
+    async with served(MAP, tmp_path, rows, query_limit_max=page_rows_max) as (_, url):
+        table = await run("hour", *DAY, "--limit", "1100", "--csv", "--url", url)
+        assert len(table.stdout.splitlines()) == 1_101
         result = await run("hour", *DAY, "--limit", "1100", "--json", "--url", url)
     document = orjson.loads(result.stdout)
     assert (len(document["cells"]), document["more"]) == (1_100, True)
+    assert document["rows_after"] == 100
+    assert "… 100 more cells; --limit 0 shows all" in result.stderr
     origins = {cell["key"]["origin"] for cell in document["cells"]}
     assert len(origins) == 1_100
 
@@ -97,11 +108,15 @@ ROWS = [
 ]
 
 
-async def test_steps_of_a_family_are_drawn_as_bars(tmp_path: Path) -> None:
-    """A line a key, a column a measure; a step without rows is a gap."""
+async def test_steps_of_a_family_are_rows_or_bars(tmp_path: Path) -> None:
+    """As bars: a line a key, a column a measure; a step without rows is a gap."""
     words = ["--step", "1h", "--group", "origin", "--measure", "sum_delay"]
     async with served(MAP, tmp_path, ROWS) as (_, url):
-        result = await run("hour", *DAY, *words, "--url", url)
+        # Any layer of the family names it.
+        table = await run("day", *DAY, *words, "--url", url)
+        assert table.stdout.count("JFK") == 3
+        assert "5 rows, from 1970-01-01T00:00:00Z to 1970-01-02T00:00:00Z, exact" in table.stdout
+        result = await run("hour", *DAY, *words, "--bars", "--url", url)
     lines = result.stdout.splitlines()
     (jfk,) = [line for line in lines if "JFK" in line]
     (lga,) = [line for line in lines if "LGA" in line]
@@ -116,13 +131,90 @@ async def test_rows_of_a_family_without_steps_are_a_table(tmp_path: Path) -> Non
     words = ["--group", "-", "--key", "origin=JFK", "--key", "origin=LGA"]
     async with served(MAP, tmp_path, ROWS) as (_, url):
         result = await run("hour", *DAY, *words, "--url", url)
-        assert "1 rows, exact" in result.stdout
+        assert "1 rows, from" in result.stdout
         assert " 31 " in result.stdout
         document = orjson.loads(
             (await run("hour", *DAY, "--step", "1h", "--json", "--url", url)).stdout
         )
     assert document["exactness"] == "exact"
     assert [row["measures"]["count"] for row in document["rows"]] == [2, 2, 1]
+
+
+async def test_csv_and_parquet_have_all_rows(tmp_path: Path) -> None:
+    """Whatever is cut or missing stands on standard error, so that the file stays a table."""
+    words = ["--step", "1h", "--group", "origin", "--measure", "sum_delay"]
+    rows = [*ROWS, *(stored("big", hour=hour) | {"sum_delay": 2**80} for hour in range(1_200))]
+    span = ["--from", "1970-01-01", "--to", "1970-03-01"]
+    async with served(MAP, tmp_path / "a", rows) as (view, url):
+        result = await run("hour", *span, *words, "--csv", "--url", url)
+        lines = result.stdout.splitlines()
+        assert len(lines) == 1_206
+        assert lines[:3] == [
+            "origin,window_start,window_end,sum_delay",
+            "JFK,1970-01-01T00:00:00Z,1970-01-01T01:00:00Z,0",
+            "LGA,1970-01-01T00:00:00Z,1970-01-01T01:00:00Z,5",
+        ]
+        assert f"big,1970-01-01T00:00:00Z,1970-01-01T01:00:00Z,{2**80}" in lines
+        assert result.stderr == ""
+        view.live.served = {0}
+        some = await run("hour", *span, "--csv", "--limit", "1100", "--url", url)
+        assert len(some.stdout.splitlines()) == 1_101
+        assert "partial: owners" in some.stderr
+        assert "… 105 more cells; --limit 0 shows all" in some.stderr
+        file = tmp_path / "rows.parquet"
+        done = await run("hour", *span, *words, "--parquet", str(file), "--url", url)
+        assert f"1,205 rows in {file}" in done.stderr
+        assert done.stdout == ""
+        frame = pl.read_parquet(file)
+        assert frame.schema["window_start"] == pl.Datetime("ms", "UTC")
+        assert frame.schema["sum_delay"] == pl.Decimal(38, 0)
+        assert frame["sum_delay"].sum() == 31 + 1_200 * 2**80
+        with pytest.raises(QueryError, match=r"cannot write .*No such file"):
+            await run("hour", *span, "--parquet", str(tmp_path / "no" / "x"), "--url", url)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--json", "--csv"], "cannot use --json with --csv: give one of them"),
+        (["--watch", "--csv"], "cannot use --watch with --csv"),
+        (["--watch", "--parquet", "x"], "cannot use --watch with --parquet"),
+        (["--bars"], "cannot use --bars without --step"),
+        (["--limit", "-1"], "-1 is not in the range"),
+    ],
+)
+async def test_forms_exclude_each_other(flags: list[str], message: str) -> None:
+    """The command ends before anything is asked."""
+    result = await run("hour", *DAY, *flags)
+    assert (result.exit_code, message in result.stderr) == (2, True)
+
+
+async def test_times_of_the_clock_and_open_ends_are_sent_on(tmp_path: Path) -> None:
+    """The worker reads them; the caption has the range."""
+    async with served(MAP, tmp_path, ROWS) as (view, url):
+        view.live.first_ms, view.live.last_ms = 0, 2 * HOUR_MS
+        result = await run("hour", "--url", url)
+        assert "5 cells, from 1970-01-01T00:00:00Z to 1970-01-01T03:00:00Z" in result.stdout
+        result = await run("hour", "--from", "-1h", "--to", "now", "--url", url)
+        assert "0 cells, from 20" in result.stdout
+        with pytest.raises(QueryError, match="from: not a time; got 'noon'"):
+            await run("hour", "--from", "noon", "--url", url)
+
+
+async def test_the_address_is_that_of_the_settings(tmp_path: Path) -> None:
+    """Those of the environment count too, a URL before a port."""
+    async with served(MAP, tmp_path, ROWS) as (_, url):
+        port = url.rpartition(":")[2]
+        other = str(free_ports(1)[0])
+        assert "5 cells" in (await run("hour", *DAY, TREASURE_MAP_WEB_PORT=port)).stdout
+        both = {"TREASURE_MAP_WEB_PORT": other, "TREASURE_MAP_WEB_URL": f"{url}/"}
+        assert "5 cells" in (await run("hour", *DAY, **both)).stdout
+        file = tmp_path / "settings.toml"
+        file.write_text(f'web_port = {other}\nweb_url = "{url}"\n')
+        found = await run("hour", *DAY, TREASURE_MAP_SETTINGS=str(file))
+        assert "5 cells" in found.stdout
+        with pytest.raises(QueryError, match=f"cannot reach http://127.0.0.1:{other}"):
+            await run("hour", *DAY, TREASURE_MAP_WEB_PORT=other)
 
 
 async def test_watching_draws_again_until_it_is_enough(
@@ -166,7 +258,7 @@ async def test_the_token_comes_from_the_environment(tmp_path: Path) -> None:
         file = tmp_path / "token"
         file.write_text(f"{token}\n")
         assert (await run(*arguments, TREASURE_MAP_WEB_TOKEN_FILE=str(file))).exit_code == 0
-        with pytest.raises(QueryError, match="cannot use TREASURE_MAP_WEB_TOKEN_FILE: cannot read"):
+        with pytest.raises(SettingError, match=r"web_token_file \(environment .*cannot read"):
             await run(*arguments, TREASURE_MAP_WEB_TOKEN_FILE=str(tmp_path / "none"))
 
 
@@ -187,7 +279,7 @@ async def test_what_a_reader_lacks_is_named(tmp_path: Path) -> None:
             await run("hour", *DAY, "--url", f"http://{place}")
         with pytest.raises(QueryError, match="TREASURE_MAP_WEB_TOKEN, or TREASURE_MAP_WEB_TOKEN_"):
             await run("hour", *DAY, "--url", url, "--ca-file", ca_file)
-        wrong = {"TREASURE_MAP_WEB_TOKEN": "wrong"}
+        wrong = {"TREASURE_MAP_WEB_TOKEN": "wrong-horse-battery"}
         with pytest.raises(QueryError, match=r"valid now$"):
             await run("hour", *DAY, "--url", url, "--ca-file", ca_file, **wrong)
         file = tmp_path / "settings.toml"

@@ -98,7 +98,8 @@ def given(query: FamilyQuery, answer: FamilyResult) -> list[tuple[Any, ...]]:
 def some_query(rng: random.Random, themap: Map) -> FamilyQuery:
     """Return a request to the family of hours, over some of its days."""
     start, stop = sorted(rng.sample(range(-5, 11 * 24), 2))
-    words = [("from", str(start * HOUR_MS)), ("to", str(stop * HOUR_MS))]
+    ends = [("from", str(start * HOUR_MS)), ("to", str(stop * HOUR_MS))]
+    words = rng.choice([ends, ends, ends, ends[:1], ends[1:], []])
     words += rng.choice([[], [("key.carrier", "UA")], [("key.origin", "JFK")],
                          [("key.origin", "JFK"), ("key.carrier", "AA")],
                          [("key.carrier", "UA"), ("key.carrier", "AA")],
@@ -147,14 +148,22 @@ async def test_every_answer_is_the_fold_of_its_prefix(
             topic = themap.input_topic(themap.layer("hour"))
             await until(functools.partial(house.step, topic, 1_000), 60)
             answer = await reader.answer(query)
+        query = answer.query
         assert given(query, answer) == expected(house, query, answer.as_of)
         coarse += any(segment.name != "hour" for segment in answer.plan.segments)
     await house.settle()
     for _ in range(30):
         query = some_query(rng, themap)
         answer = await reader.answer(query)
+        query = answer.query
         assert given(query, answer) == expected(house, query, answer.as_of)
         coarse += any(segment.name != "hour" for segment in answer.plan.segments)
+        found = folded(house, answer.as_of)
+        starts = [window for _, _, window in found]
+        if query.asked.asked_from_ms is None and query.asked.to_ms > min(starts):
+            assert query.from_ms == min(starts)
+        if query.asked.asked_to_ms is None:
+            assert query.to_ms >= max(starts) + HOUR_MS
         for start in answer.rows["window_start"]:
             assert query.from_ms <= start < row_end(query, start) <= query.to_ms
     assert coarse > 3, "coarser layers are used"
@@ -194,6 +203,16 @@ async def test_a_base_layer_that_came_later_answers_from_then_on(
         answer = await reader.answer(query)
         assert given(query, answer) == expected(house, query, answer.as_of)
         assert answer.rows.height > 20
+    # An open start is the first that can be answered.
+    answer = await reader.answer(parse_family_query(later, "hour", words[2:], LIMITS))
+    assert answer.query.from_ms == start
+    assert given(answer.query, answer) == expected(house, answer.query, answer.as_of)
+    every = CellRange(-(10**12), 10**12)
+    with pytest.raises(QueryError, match="the map has had it only since"):
+        await reader.layer(later.layer("hour"), every)
+    found = await reader.layer(later.layer("hour"), every, from_first=True)
+    starts = [*found.live["window_start"], *found.archived["window_start"]]
+    assert min(starts) >= start
     await house.kill()
 
 

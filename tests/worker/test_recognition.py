@@ -96,7 +96,7 @@ async def test_a_journal_made_anew_over_an_archive_that_stays_is_refused(make: M
         await after.owners.restore(RAW, 0, 1)
     assert f"folder {after.archive.place.removeprefix('folder ')}" in str(no.value)
     assert "its journal is empty" in str(no.value)
-    assert "map start-over" in str(no.value)
+    assert "`reset`" in str(no.value)
     assert claims_of(log) == []
     # The topics that the archive belongs to are taken again without a word.
     log.records = rows

@@ -94,6 +94,9 @@ async def test_every_format_has_the_same_rows(tmp_path: Path) -> None:
         assert frame.columns == [
             "origin", "window_start", "window_end", "count", "sum_delay", "mean_delay",
         ]  # fmt: skip
+        times = [frame.schema[name] for name in ("window_start", "window_end")]
+        assert times == [pl.Datetime("ms", "UTC")] * 2
+        frame = frame.with_columns(pl.col("window_start", "window_end").dt.epoch("ms"))
         assert [(*row[:4], int(row[4]), row[5]) for row in frame.rows()] == rows
         about = orjson.loads(headers["Treasure-Map-Answer"])
         assert about["exactness"] == "exact"
@@ -237,10 +240,10 @@ async def test_the_top_keys_of_a_layer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "detail"),
     [
-        ("/v1/families/day/cells?from=0&to=1", 404, "ask family hour, or layer day by itself"),
+        ("/v1/families/days/cells?from=0&to=1", 404, "want one of hour, day; did you mean day?"),
         (f"{FAMILY}&step=7", 400, "step: got '7'; want a whole number and a unit"),
         (f"{FAMILY}&cursor=abc", 400, "cursor: not a cursor of this layer"),
-        ("/v1/families/hour/cells?from=1&to=7200000", 400, "want the start of one of 1h"),
+        (f"{FAMILY}&step=90m", 400, "want steps of whole windows of 1h"),
         (f"{FAMILY}&group=day", 400, "group: got 'day'; want one of origin, carrier, -"),
     ],
 )

@@ -17,7 +17,7 @@ from tables.archive.cassandra.driver import said
 from tables.archive.cassandra.register import create_register
 from tables.archive.layout import missing_accumulators
 from tables.called import called
-from tables.model.errors import ArchiveRefusedError
+from tables.model.errors import ArchiveError, ArchiveRefusedError
 
 
 class Schema:
@@ -53,6 +53,24 @@ class Schema:
             self._add_columns(table)
         if REGISTER_TABLE in missing:
             self._make(f"table {self._keyspace}.{REGISTER_TABLE}", create_register(self._keyspace))
+
+    def look(self, tables: Iterable[CassandraTable]) -> tuple[list[str], list[str]]:
+        """Return the things that :meth:`make` would make, and why it would refuse tables."""
+        lacking, refused = [], []
+        for table in tables:
+            name = f"table {self._keyspace}.{table.name}"
+            if not self._has(table.name):
+                lacking.append(name)
+                continue
+            try:
+                columns = self.missing_columns(table)
+            except ArchiveError as error:
+                refused.append(str(error))
+            else:
+                lacking += [f"column {column} of {name}" for column in columns]
+        if not self._has(REGISTER_TABLE):
+            lacking.append(f"table {self._keyspace}.{REGISTER_TABLE}")
+        return lacking, refused
 
     def missing_columns(self, table: CassandraTable) -> list[str]:
         """Return the accumulators that the table lacks, once all nodes agree on the schema.

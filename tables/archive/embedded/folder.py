@@ -32,7 +32,7 @@ OPENED = b"\x00opened"
 WHOSE = b"\x00archive"
 
 RESTORE = (
-    "restore the archive's folder from a copy, or start over with `map start-over`; "
+    "restore the archive's folder from a copy, or start over with `reset`; "
     "docs/OPERATING.md, When bytes are damaged, has the cost of each"
 )
 _ROWS_FILE = re.compile(r"\d+\.(sst|log|blob)")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.verify.batches import pattern_of
+from app.verify.checks import Faults
 from app.verify.layers import Key, folded_as
-from app.verify.records import APPEND_TIME_MS_MIN, Event, Faults, Record, RecordReader
+from app.verify.records import APPEND_TIME_MS_MIN, Event, Record, RecordReader
 from app.verify.report import Difference
 from app.verify.windows import window_end, window_start
 from tables.model.layer import Condition, Layer, Scalar, Source
@@ -109,6 +110,8 @@ class Partition:
             self._advance(content.time_ms)
         self.ledger["events.decoded"] += len(content.events)
         for place, event in enumerate(content.events):
+            if isinstance(event, Event):
+                self.ledger.update(f"nulled.{self._source.name}.{name}" for name in event.nulled)
             faults = event if isinstance(event, frozenset) else self._outcome(record, event)
             if not faults:
                 assert isinstance(event, Event)

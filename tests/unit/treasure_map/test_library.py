@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import types
-from importlib import resources
+from importlib import metadata, resources
 
 import pytest
 
 import treasure_map
 from tests.support.deploy_support import project
+from treasure_map import version
 
 
 def test_all_that_is_public_is_exported() -> None:
@@ -37,6 +38,19 @@ def test_the_library_has_its_version() -> None:
     assert treasure_map.__version__ == project()["project"]["version"]
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = treasure_map.nothing
+
+
+def test_an_installed_worker_knows_its_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the source tree, read from the metadata of the distribution instead."""
+    declared = project()["project"]["optional-dependencies"]
+    assert version.requirements("worker") == declared["worker"]
+    monkeypatch.setattr(version, "_project", lambda: None)
+    of_all = [f'{one}; extra == "{extra}"' for extra, every in declared.items() for one in every]
+    monkeypatch.setattr(metadata, "requires", lambda name: {version.DISTRIBUTION: of_all}[name])
+    for extra, every in declared.items():
+        found = [one.partition(";")[0] for one in version.requirements(extra)]
+        assert found == [one.partition(";")[0] for one in every]
+    assert version.requirements("nothing") == []
 
 
 def test_the_library_says_that_it_is_typed() -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import orjson
 import polars as pl
 import pytest
@@ -26,6 +27,7 @@ from treasure_map.version import version
 MAP = small_map()
 TOKEN = "correct-horse-battery"  # noqa: S105 - no password of anything
 BIG = 2**90 + 1
+TIME = pl.Datetime("ms", "UTC")
 ROWS = [
     stored(origin, hour=hour) | {"sum_delay": BIG}
     for origin in ("JFK", "LGA", "EWR")
@@ -73,8 +75,17 @@ def test_both_clients_have_the_same_methods() -> None:
     assert list(inspect.signature(QueryClient().cells).parameters)[:2] == ["layer", "key"]
 
 
+def arrow_types(found: pl.DataFrame, *names: str) -> list[str]:
+    """Return the types that another library, DuckDB, reads in a frame's Arrow stream."""
+    with duckdb.connect() as database:
+        # DuckDB finds the stream by the name of its variable.
+        stream = found.__arrow_c_stream__()  # noqa: F841
+        described = database.execute("DESCRIBE FROM stream").fetchall()
+    return [kind for name, kind, *_ in described if name in names]
+
+
 async def test_frames_come_as_arrow(tmp_path: Path) -> None:
-    """All pages come as one frame, with sums as decimals."""
+    """All pages come as one frame, with sums as decimals and times as datetimes of UTC."""
     async with served(MAP, tmp_path, ROWS) as (_, url):
         with QueryClient(url) as client:
             found = await in_thread(client.frame, "hour", DAY, page_rows=5)
@@ -85,6 +96,12 @@ async def test_frames_come_as_arrow(tmp_path: Path) -> None:
     assert found.height == 12
     assert found.schema["sum_delay"] == pl.Decimal(38, 0)
     assert int(found["sum_delay"][0]) == BIG
+    for one in (found, cells):
+        assert {one.schema[name] for name in ("window_start", "window_end")} == {TIME}
+        assert arrow_types(one, "window_start", "window_end") == ["TIMESTAMP WITH TIME ZONE"] * 2
+    assert found["window_start"].unique().sort().dt.epoch("ms").to_list() == [
+        hour * HOUR_MS for hour in range(4)
+    ]
 
 
 async def test_top_keys_and_filters(tmp_path: Path) -> None:
@@ -110,8 +127,8 @@ async def test_refusals_say_what_to_change(tmp_path: Path) -> None:
     """Both clients raise them, with status and time to ask again."""
     async with served(MAP, tmp_path, ROWS, query_live_max=0) as (_, url):
         async with AsyncQueryClient(url) as later:
-            with pytest.raises(QueryFailedError, match="ask family hour") as caught:
-                await later.rows("day", DAY)
+            with pytest.raises(QueryFailedError, match="did you mean day") as caught:
+                await later.rows("days", DAY)
             assert caught.value.status == 404
             with pytest.raises(QueryFailedError, match="query_live_max") as caught:
                 async for _ in later.live("hour"):

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch, SetAside
-from agents.decode.json_events import parse_times
 from agents.decode.records import Decoder
+from agents.decode.times import parse_times
 from agents.fold.content import Before
 from agents.fold.layers import Folder
 from tables.model import ledger

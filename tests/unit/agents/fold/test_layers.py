@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.decode.records import Decoder
-from agents.fold.classify import Classifier
+from agents.fold.classify import NAMED_MAX, OTHERS, Classifier
 from agents.fold.content import Before
 from agents.fold.layers import Folder
 from tables.model import ledger
@@ -208,3 +208,19 @@ def test_float_variance_survives_large_means() -> None:
     values = [flight(i, delay=1e9 + i % 2) for i in range(1_000)]  # type: ignore[arg-type]
     cells, _ = fold_all(themap, values, [1, 10, 333])
     assert math.isclose(cells["m2_delay"].item() / 1_000, 0.25, rel_tol=1e-9)
+
+
+def test_types_that_no_layer_selects_are_counted_within_a_bound() -> None:
+    """Producers may send any number of types, each of any length."""
+    (layer,) = (one for one in small_map().layers if one.source)
+    classifier = Classifier((layer,))
+    classifier.count_unselected((f"kind{number}", 2) for number in range(NAMED_MAX + 50))
+    classifier.count_unselected([("kind7", 1), ("x" * 10_000, 1)])
+    assert len(classifier.unselected) == NAMED_MAX + 1
+    assert (classifier.unselected["kind7"], classifier.unselected[OTHERS]) == (3, 101)
+    other = Classifier((layer,))
+    other.count_unselected([("x" * 10_000, 1)])
+    assert [len(name) for name in other.unselected] == [200]
+    for name in ("flight.departed", "bird"):
+        other.layers_of(name)
+    assert other.selected() == {"flight.departed"}

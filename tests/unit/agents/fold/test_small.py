@@ -41,7 +41,7 @@ def wide_map(**changes: Any) -> Map:
     themap = small_map()
     hour, day = themap.layers[0], Window(DAY_MS)
     fields = (*themap.sources[0].fields, Field("share", "float"), Field("night", "bool"))
-    source = dataclasses_replace(themap.sources[0], fields=fields, **changes)
+    source = dataclasses_replace(themap.sources[0], **{"fields": fields} | changes)
     both = (*accumulators("delay"), *accumulators("share", "float")[1:])
     where = (Condition("delay", ">", 0), Condition("carrier", "in", ("UA", "AA")))
     filtered = dataclasses_replace(
@@ -195,6 +195,28 @@ def test_a_time_in_seconds_and_ids_are_left_to_the_general_way() -> None:
         plan = plans_of(wide_map(**changes))["flights.raw"]
         assert plan.source is not None
         assert SmallBatchFolder(plan.source, plan).fold([run_of([flight(0)])], NEVER) is None
+
+
+def test_values_of_other_types_are_folded_as_in_the_general_way() -> None:
+    """Wrong values that become null are counted there, so a source that has them takes it."""
+    themap = wide_map()
+    fields = {field.name: field for field in themap.sources[0].fields}
+    fields["delay"] = dataclasses_replace(fields["delay"], text=True, whole=True)
+    fields["carrier"] = dataclasses_replace(fields["carrier"], digits=True)
+    events = [
+        {"at": at, "type": "flight.arrived", "origin": "JFK", "carrier": [7, "7"][n % 2],
+         "night": True, "delay": delay, "share": 1.5}
+        for n, (at, delay) in enumerate([(1, "3"), ("2", 4.0), (3.5, 5), ("4.25", "6.0")])
+    ]  # fmt: skip
+    values: list[bytes | None] = [orjson.dumps(event) for event in events]
+    changes = {"time_text": True, "time_fraction": True, "fields": tuple(fields.values())}
+    small, general = both_ways(wide_map(**changes), [run_of(values)], NEVER)
+    assert small is not None
+    assert_same(small, general)
+    nullable = {**fields, "share": dataclasses_replace(fields["share"], null_on_error=True)}
+    plan = plans_of(wide_map(fields=tuple(nullable.values())))["flights.raw"]
+    assert plan.source is not None
+    assert SmallBatchFolder(plan.source, plan).fold([run_of([flight(0)])], NEVER) is None
 
 
 def test_offsets_without_a_record_are_counted() -> None:

@@ -52,6 +52,25 @@ def test_times_in_seconds_are_told_once(caplog: pytest.LogCaptureFixture) -> Non
         "the events of flights.raw[0] are of 1970-01-20T18:47:31.200000Z"
     ]
     assert "are these seconds" in caplog.text
+    (warning,) = bench.watch.warnings()
+    assert warning == caplog.records[0].message
+
+
+def test_times_that_are_out_of_range_are_told_while_they_come(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Milliseconds that are read as seconds are refused; the warning goes when they are right."""
+    bench = Bench()
+    wrong = {"malformed.out_of_range": 4, "events.decoded": 4}
+    for _ in range(5):
+        bench.watch.count(PLAN, 0, wrong, STREAM_TIME_MS)
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
+        "most events of flights.raw[0] are refused as out_of_range: 12 of 12 within a minute"
+    ]
+    assert "20 of 20 within" in bench.watch.warnings()[0]
+    bench.watch.count(PLAN, 0, {"events.decoded": 21}, STREAM_TIME_MS)
+    assert bench.watch.warnings() == []
+    assert bench.watch.episodes == {}
 
 
 @pytest.mark.parametrize(("too_late", "folded"), [(EVENTS_MIN - 1, 0), (500, 500), (3, 97)])

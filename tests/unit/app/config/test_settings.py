@@ -12,9 +12,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from app.commands.produce import command as produce
+from app.commands.token import command as tokens
+from app.commands.worker import command as worker
 from app.config.fields import PrivateFile, Secret, flag, is_secret, meaning, means
 from app.config.loopback import is_loopback
-from app.config.options import settings_options
+from app.config.options import COMMON, settings_options
 from app.config.page import settings_table, with_table
 from app.config.settings import (
     FIELDS,
@@ -355,8 +358,37 @@ def test_a_setting_is_added_at_one_place(tmp_path: pathlib.Path) -> None:
     secret.chmod(0o600)
     arguments = ["--tide-height-max", "6", "--tide-password-file", str(secret)]
     assert CliRunner().invoke(command, arguments, catch_exceptions=False).output == "6 high\n"
-    shown = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    shown = " ".join(CliRunner().invoke(command, ["--help-settings"]).output.split())
     assert "Highest tide in map_file. [TREASURE_MAP_TIDE_HEIGHT_MAX]" in shown
+
+
+def test_the_help_of_a_worker_is_short_and_names_the_list_of_all_settings() -> None:
+    """The list has each flag once, under the heading of its group."""
+    shown = CliRunner().invoke(worker, ["--help"]).output
+    assert len(shown.splitlines()) < 40
+    assert "--help-settings" in shown
+    assert re.findall(r"^  (--[a-z-]+) VALUE", shown, re.MULTILINE) == [
+        flag(FIELDS[name]) for name in FIELDS if name in COMMON
+    ]
+    listed = CliRunner().invoke(worker, ["--help-settings"])
+    assert listed.exit_code == 0
+    found = re.findall(r"^  (--[a-z-]+) ", listed.output, re.MULTILINE)
+    assert sorted(found) == sorted(filter(None, map(flag, FIELDS.values())))
+    assert re.findall(r"^(\w[\w ]+):$", listed.output, re.MULTILINE) == [
+        "Worker", "Kafka", "Cassandra", "Query endpoint", "Queries",
+    ]  # fmt: skip
+    heading = listed.output.index("Query endpoint:")
+    assert listed.output.index("--cassandra-port") < heading < listed.output.index("--web-port")
+
+
+def test_the_few_settings_of_a_command_stand_in_its_help() -> None:
+    """A list of one would be one more step."""
+    shown = CliRunner().invoke(tokens, ["list", "--help"]).output
+    assert "--web-tokens-file VALUE" in shown
+    assert "--help-settings" not in shown
+    listed = CliRunner().invoke(produce, ["--help-settings"]).output
+    assert "--kafka-username VALUE" in listed
+    assert "--web-port" not in listed
 
 
 def test_a_setting_without_a_text_is_refused() -> None:

@@ -112,3 +112,11 @@ def test_avro_without_a_schema_is_that_of_a_registry() -> None:
     source = read(declared('"avro"'), ('vip = "bool"', 'vip = {path = "a.b", type = "bool"}'))
     assert needs_registry(source.sources[0])
     assert not needs_registry(read(declared('"csv"')).sources[0])
+
+
+def test_frames_of_a_registry_are_not_in_gzip() -> None:
+    """The ids of schemas are read before values are inflated."""
+    packed = '"avro"\ncompression = "gzip"'
+    (problem,) = problems_of(changed(declared(packed)))
+    assert problem.startswith("sources.orders.compression: the frames of a schema registry")
+    assert read(declared('"csv"\ncompression = "gzip"')).sources[0].compression == "gzip"

@@ -84,7 +84,8 @@ def test_the_digest_of_a_map_without_paths_is_the_one_that_it_always_was() -> No
 REFUSED = [
     ('"@timestamp"', '{path = "meta."}', "sources.orders.time.path", "not a path; got 'meta.'"),
     ('"@timestamp"', "{}", "sources.orders.time.path", "missing; want a text"),
-    ('"@timestamp"', '{path = "a", unit = "s"}', "sources.orders.time.unit", "unknown field"),
+    ('"@timestamp"', '{path = "a", unit = "s"}', "sources.orders.time.unit", "time_unit"),
+    ('"@timestamp"', '{path = "a", zone = 1}', "sources.orders.time.zone", "wrong type; got 1"),
     ('"@timestamp"', '{path = "type"}', "sources.orders.type", "'type' is the time field too"),
     ('vip = "bool"', 'vip = {path = "v"}', "sources.orders.fields.vip.type", "missing"),
     ('vip = "bool"', 'vip = {type = "boolean"}', "sources.orders.fields.vip", "mean 'bool'"),

@@ -18,10 +18,18 @@ from hypothesis import strategies as st
 
 from agents.decode.event_batch import EventBatch
 from agents.decode.records import Decoder
+from app.load.input_file import InputFile
+from app.load.input_piece import InputError
 from app.mapfile.load import parse_map
 from app.mapfile.proposal_text import proposal_text, toml_text
 from app.mapfile.propose import NAME_CHARS_MAX, propose, safe_name
-from app.mapfile.sample import Sample, SampleError, read_sample
+from app.mapfile.sample import (
+    EVENTS_MAX,
+    Sample,
+    SampleError,
+    sample_of_file,
+    sample_of_records,
+)
 from app.mapfile.section import name_problem
 from tables.model.layer import Map
 from tables.record.chunk import Run
@@ -35,6 +43,7 @@ SCALARS = (
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.integers(0, 3) | st.floats()
     | st.text(st.characters(codec="utf-8"), max_size=4)
     | st.sampled_from(["2024-03-31T08:00:00Z", AT_MS, AT_MS // 1_000])
+    | st.sampled_from(["7", "7.5", "true", 7.0, 7, "007", "1e3"])
 )  # fmt: skip
 VALUES = st.recursive(
     SCALARS,
@@ -93,7 +102,7 @@ def readings(count: int = 200) -> list[dict[str, Any]]:
                 "device": {"deviceId": f"d{i % 7}"},
                 "count": i % 5,
                 "tags": [1, 2],
-                "mix": i if i % 2 else "a",
+                "mix": i % 2 == 0 or "a",
                 "nothing": None,
             }
             | ({"temp": i / 8} if i % 4 else {"ok": True}),
@@ -125,11 +134,60 @@ def test_a_proposal_finds_roles_keys_measures_and_lateness() -> None:
     ]
     for line in (
         "# A key: 7 distinct values.",
-        "#     payload.mix: of mixed types: 100 string, 100 int",
+        "#     payload.mix: of mixed types: 100 bool, 100 string",
         "#     payload.nothing: null in all events",
         "#     payload.tags: an array",
     ):
         assert line in text
+
+
+def test_a_proposal_takes_values_as_they_come() -> None:
+    """Numbers in texts, whole floats that name a thing, numbers and texts, and times in text."""
+    events = [
+        {
+            "ts": f"{AT_MS // 1_000 + i}.25", "type": "a", "device": float(i % 3),
+            "count": str(i), "size": [i, f"{i}.5"][i % 2], "ok": "true", "zip": "12345",
+            "who": [i % 3, "b"][i % 2], "phone": str(4_900 + i % 2), "few": "5" if i < 9 else None,
+        }
+        for i in range(100)
+    ]  # fmt: skip
+    text, themap = proposed(events)
+    (source,) = themap.sources
+    assert (source.time_unit_ms, source.time_text, source.time_fraction) == (1_000, True, True)
+    for line in (
+        'time = {path = "ts", text = true, fraction = true}',
+        "# The time: seconds since 1970 as texts, in every event.",
+        'device = {type = "int", whole = true}',
+        'event_count = {path = "count", type = "int", text = true}',
+        'size = {type = "float", text = true}',
+        'ok = {type = "bool", text = true}',
+        'who = {type = "string", digits = true}',
+        'zip = "string"', 'phone = "string"', 'few = "string"',
+    ):  # fmt: skip
+        assert line in text, text
+    batch = decoded(themap, [msgspec.json.encode(event) for event in events])
+    assert batch.frame["time"].to_list() == [AT_MS + 1_000 * i + 250 for i in range(100)]
+    assert batch.frame["device"].to_list() == [i % 3 for i in range(100)]
+
+
+def test_a_proposal_asks_for_the_zone_of_local_times() -> None:
+    """It takes them as UTC, and says so."""
+    events = [{"at": f"2024-03-31T08:00:{i:02d}", "type": "a"} for i in range(60)]
+    text, themap = proposed(events)
+    assert themap.sources[0].time_offset == "Z"
+    assert 'time = {path = "at", zone = "UTC"}' in text
+    assert "# These have no offset: are they in UTC?" in text
+
+
+def test_a_proposal_for_a_topic_says_how_its_records_are_packed() -> None:
+    """Arrays of events, and gzip."""
+    events = [{"at": AT_MS + i, "type": "a"} for i in range(10)]
+    values = [gzip.compress(json.dumps(events[i : i + 5]).encode()) for i in (0, 5)]
+    sample = sample_of_records("topic shop.raw", [values, [b"\x1f\x8b"]])
+    assert (sample.events, sample.refused) == (events, 1)
+    themap = parse_map(proposal_text(propose(sample, "shop", "shop.raw"), NOW_MS), "proposed")
+    assert (themap.sources[0].arrays, themap.sources[0].compression) == (True, "gzip")
+    assert decoded(themap, values).frame["time"].to_list() == [AT_MS + i for i in range(10)]
 
 
 def test_fields_that_are_not_used_can_be_taken_as_they_stand() -> None:
@@ -171,6 +229,12 @@ def test_a_time_that_some_events_lack_is_named() -> None:
         proposed([{"type": "a", "at": "2024-03-31T08:00:00Z"}, {"type": "a"}])
 
 
+def read_sample(path: Path, events_max: int = EVENTS_MAX) -> Sample:
+    """Return the sample of a file, as the command reads it."""
+    pieces = InputFile(str(path)).pieces(events_max)
+    return sample_of_file(str(path), (piece.lines for piece in pieces))
+
+
 @pytest.mark.parametrize("name", ["s.ndjson", "s.json", "s.csv", "s.parquet"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_form_of_file_gives_the_same_events(tmp_path: Path, name: str, packed: bool) -> None:
@@ -190,6 +254,10 @@ def test_every_form_of_file_gives_the_same_events(tmp_path: Path, name: str, pac
         data = gzip.compress(path.read_bytes())
         path = path.with_name(f"{name}.gz")
         path.write_bytes(data)
+    if packed and name == "s.parquet":
+        with pytest.raises(InputError, match="want it plain; run: gzip -d"):
+            read_sample(path)
+        return
     sample = read_sample(path)
     assert sample.refused == (2 if name == "s.ndjson" else 0)
     assert [event["n"] for event in sample.events] == list(range(9))
@@ -199,16 +267,38 @@ def test_every_form_of_file_gives_the_same_events(tmp_path: Path, name: str, pac
     proposed(sample.events)
 
 
+@pytest.mark.parametrize("name", ["s.ndjson", "s.csv"])
+def test_of_a_long_file_the_first_events_are_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Types of columns are theirs too: a text that comes later changes nothing."""
+    events = [{"at": "2024-03-31T08:00:00Z", "type": "a", "n": str(i)} for i in range(20_000)]
+    events[-1]["n"] = "x"
+    path = tmp_path / name
+    if name == "s.csv":
+        pl.DataFrame(events).write_csv(path)
+    else:
+        path.write_text("\n".join(map(json.dumps, events)))
+    monkeypatch.setattr("app.mapfile.sample.EVENTS_MAX", 5_000)
+    sample = read_sample(path, 5_000)
+    assert (len(sample.events), sample.is_cut) == (5_000, True)
+    assert {type(event["n"]) for event in sample.events} == {int if name == "s.csv" else str}
+    monkeypatch.setattr("app.mapfile.sample.BYTES_MAX", 100_000)
+    monkeypatch.setattr("app.mapfile.sample.EVENTS_MAX", 50_000)
+    sample = read_sample(path)
+    assert (len(sample.events) < 20_000, sample.is_cut) == (True, True)
+
+
 def test_files_without_events_are_refused(tmp_path: Path) -> None:
     """The message says which files have events."""
     path = tmp_path / "s.ndjson"
     path.write_text("1\nx\n")
     with pytest.raises(SampleError, match="got 2 lines that are not JSON objects"):
         read_sample(path)
-    with pytest.raises(SampleError, match="No such file"):
+    with pytest.raises(InputError, match="No such file"):
         read_sample(tmp_path / "none.parquet")
     (tmp_path / "bad.parquet").write_text("no")
-    with pytest.raises(SampleError, match="as PARQUET"):
+    with pytest.raises(InputError, match="it does not begin as Parquet does"):
         read_sample(tmp_path / "bad.parquet")
 
 

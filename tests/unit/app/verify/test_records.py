@@ -16,10 +16,11 @@ from agents.fold.layers import Folder
 from agents.partition.letters import letters_of
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder as BatchDecoder
+from app.verify.checks import Faults
 from app.verify.database import Database
 from app.verify.events import Events
 from app.verify.letters import Letters
-from app.verify.records import Faults, Record, RecordReader, form_of
+from app.verify.records import Record, RecordReader, form_of
 from app.verify.trial import readable
 from tables.model.layer import Field
 from tables.model.window import NEVER_MS

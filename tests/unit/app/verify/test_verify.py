@@ -23,7 +23,7 @@ from app.verify.errors import VerifyError
 from app.verify.events import Events, Partition
 from app.verify.letters import Letters
 from app.verify.records import Record
-from app.verify.windows import window_end, window_start
+from app.verify.windows import first_window, window_end, window_start
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.model.layer import Layer, Map
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN, Window
@@ -521,6 +521,7 @@ def test_windows_are_those_of_the_calendar(text: str) -> None:
         assert (start, window_end(layer, start)) == (
             layer.window.start(time_ms), layer.window.end(layer.window.start(time_ms)),
         )  # fmt: skip
+        assert first_window(layer, time_ms) == layer.window.first_start(time_ms)
         if layer.window.is_calendar:
             date = dt.datetime(1970, 1, 1) + dt.timedelta(milliseconds=time_ms)  # noqa: DTZ001
             first = date.replace(day=1, month=date.month if text == "month" else 1)

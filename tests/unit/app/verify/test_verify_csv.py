@@ -165,8 +165,9 @@ def test_a_hostile_record_of_broken_rows_has_few_letters() -> None:
     assert [len(item.events or ()) for item in batch.aside] == [1] * 100 + [4_900]
 
 
-def test_numbers_that_are_not_finite_are_refused_by_name() -> None:
-    """As those of Arrow are."""
-    rows = b"".join(b"5,a,d,,,%s\n" % one for one in (b"nan", b"-INF", b"infinity", b"1e999", b"1"))
+def test_numbers_are_texts_as_a_field_with_that_option_takes_them() -> None:
+    """Signs, and zeros before digits, are; texts of floats that are not numbers are not."""
+    size = (b"nan", b"-INF", b"infinity", b"1e999", b"1", b"+.5", b"007.25")
+    rows = b"".join(b"5,a,d,+7,TRUE,%s\n" % one for one in size)
     value = b"at,type,Device Id,delay,vip,size\n" + rows
-    assert check_alike(source_of(FORMS[0]), [value]) == (1, {"not_finite"})
+    assert check_alike(source_of(FORMS[0]), [value]) == (3, {"wrong_type", "out_of_range"})

@@ -14,8 +14,9 @@ from agents.decode.event_batch import ID_COLUMN, INDEX_COLUMN, RECORD_SPAN
 from agents.decode.records import Decoder
 from app.verify.arrow import ArrowRows
 from app.verify.batches import Decoder as BatchDecoder
+from app.verify.checks import Faults
 from app.verify.database import Database
-from app.verify.records import Event, Faults, Record, RecordReader
+from app.verify.records import Event, Record, RecordReader
 from tables.model.layer import Field, Source
 from tests.support.common import dataclasses_replace, run_of, small_map
 

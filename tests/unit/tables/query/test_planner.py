@@ -9,8 +9,8 @@ import pytest
 from tables.model.errors import QueryError
 from tables.model.window import MONTH, NEVER_ENDS_MS, NEVER_MS
 from tables.query.cell_query import Limits, UnknownLayerError
-from tables.query.family import family_of, parse_family_query
-from tables.query.planner import LayerFacts, boundaries_of, plan
+from tables.query.family import FamilyQuery, family_of, parse_family_query
+from tables.query.planner import LayerFacts, boundaries_of, bounded, plan
 from tests.support.common import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 from tests.support.plans import FINAL, MAP, ask, read
 
@@ -20,10 +20,13 @@ DEEP = small_map(layers=(HOURS, DAYS, MONTHS))
 
 
 def test_a_family_is_all_that_descends_from_a_base_layer() -> None:
-    """A coarser layer is not a family; the refusal names the one it is in."""
+    """Any of its layers names it, in a request too."""
     assert [layer.name for layer in family_of(DEEP, "hour").layers] == ["hour", "day", "month"]
-    with pytest.raises(UnknownLayerError, match="ask family hour, or layer day by itself"):
-        family_of(DEEP, "day")
+    for name in ("day", "month"):
+        assert family_of(DEEP, name) == family_of(DEEP, "hour")
+        words = [("from", "0"), ("to", str(DAY_MS)), ("key.origin", "JFK")]
+        named = parse_family_query(DEEP, name, words, Limits())
+        assert named == parse_family_query(DEEP, "hour", words, Limits())
     with pytest.raises(UnknownLayerError, match="did you mean hour"):
         family_of(DEEP, "hours")
 
@@ -144,11 +147,49 @@ def test_what_has_expired_is_read_coarse_or_refused() -> None:
         read(ask(stop=2 * DAY_MS, key_origin="JFK"), hour=hours, day=FINAL)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(1, DAY_MS), (0, HOUR_MS + 1)])
-def test_a_range_lies_where_windows_do(start: int, stop: int) -> None:
+@pytest.mark.parametrize(("start", "stop"), [(1, DAY_MS), (0, DAY_MS - 1), (1, DAY_MS - 1)])
+def test_a_range_is_rounded_to_windows_of_the_finest_layer(start: int, stop: int) -> None:
     """Half a window cannot be told from a whole one."""
-    with pytest.raises(QueryError, match="want the start of one of 1h"):
-        read(ask(start=start, stop=stop))
+    query = ask(start=start, stop=stop, group="-")
+    assert read(query, day=FINAL) == [("day", 0, 24)]
+    assert query.asked.instants == (start, stop)
+
+
+def open_query(**words: str) -> FamilyQuery:
+    """Return a request without ends, but for those given."""
+    return parse_family_query(DEEP, "hour", list(words.items()), Limits(), now_ms=9 * DAY_MS + 5)
+
+
+def ends(query: FamilyQuery, **facts: LayerFacts) -> tuple[float, float]:
+    """Return the bounded range in hours."""
+    found = bounded(query, facts)
+    assert (found.from_ms, found.to_ms) == (found.asked.from_ms, found.asked.to_ms)
+    return found.from_ms / HOUR_MS, found.to_ms / HOUR_MS
+
+
+def test_open_ends_are_the_first_and_the_last_window() -> None:
+    """Stream time is inside the last one."""
+    hours = LayerFacts(first_ms=10 * HOUR_MS, last_ms=20 * HOUR_MS + 1)
+    query = open_query(group="-")
+    assert ends(query, hour=hours, day=FINAL) == (10, 21)
+    assert read(bounded(query, {"hour": hours}), hour=hours, day=FINAL) == [("hour", 10, 21)]
+    nothing = LayerFacts(first_ms=NEVER_ENDS_MS, last_ms=NEVER_MS)
+    start, stop = ends(query, hour=nothing)
+    assert start == stop == (9 * DAY_MS + 5) / HOUR_MS
+    assert read(bounded(query, {"hour": nothing}), hour=nothing) == []
+    unknown = bounded(query, {})
+    assert (unknown.from_ms, unknown.to_ms) == (query.from_ms, query.to_ms)
+
+
+def test_an_open_start_is_the_first_that_can_be_answered() -> None:
+    """Hours that expired are still there as days, unless a step wants hours."""
+    hours = LayerFacts(first_ms=0, last_ms=60 * HOUR_MS, kept_ms=30 * HOUR_MS + 1)
+    days = LayerFacts(first_ms=0, sealed_ms=2 * DAY_MS, closed_ms=2 * DAY_MS)
+    assert ends(open_query(group="-"), hour=hours, day=days) == (0, 61)
+    assert ends(open_query(group="-", step="1h"), hour=hours, day=days) == (31, 61)
+    assert ends(open_query(group="origin"), hour=hours, day=days) == (31, 61)
+    young = dataclasses.replace(hours, kept_ms=NEVER_MS, complete_ms=5 * HOUR_MS + 1)
+    assert ends(open_query(group="-"), hour=young, day=days) == (6, 61)
 
 
 def test_a_step_lies_where_windows_do() -> None:

@@ -29,7 +29,7 @@ from tests.support.common import HOUR_MS
 from tests.support.state_support import RAW_PLAN, Journal
 
 MAP = Map(revision=1, name="m", sources=(), layers=(HOURS,), digest="")
-WHAT_TO_DO = "restore the archive's folder from a copy, or start over with `map start-over`"
+WHAT_TO_DO = "restore the archive's folder from a copy, or start over with `reset`"
 
 WRITES = """
 import asyncio, os, pathlib, signal, sys
@@ -124,7 +124,7 @@ def local_store(folder: Path) -> None:
 async def test_another_program_s_database_is_left_alone(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
-    """Not a byte of it changes; it was once opened for writing, and `map start-over` deleted it."""
+    """Not a byte of it changes; it was once opened for writing, and `reset` deleted it."""
     folder = tmp_path / "theirs"
     make(folder)
     words = await refusal(folder)
