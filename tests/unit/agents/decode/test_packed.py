@@ -88,7 +88,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("value", "headers", "reason"), REFUSED)
+@pytest.mark.parametrize(("value", "headers", "reason"), REFUSED, ids=range(len(REFUSED)))
 def test_a_packed_value_that_cannot_be_used_is_one_letter(
     value: bytes, headers: Headers, reason: str
 ) -> None:
