@@ -35,10 +35,12 @@ class Schema(NamedTuple):
 class Wiping(NamedTuple):
     """Cells that ``reset`` deletes: ``words`` name them, ``wipe`` deletes them and waits.
 
-    ``wipe`` raises ArchiveError if they cannot be deleted.
+    ``check`` deletes nothing. It waits, and raises ArchiveError if they are not the map's, or
+    cannot be reached; ``wipe`` raises it too if they cannot be deleted.
     """
 
     words: str
+    check: Callable[[], None]
     wipe: Callable[[], None]
 
 
