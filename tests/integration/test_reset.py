@@ -216,7 +216,7 @@ async def test_stores_behind_a_link_are_left_to_people(begun: Begun) -> None:
     """Its target may have other things; nothing else is deleted either."""
     (begun.state / "elsewhere").mkdir(parents=True)
     (begun.state / begun.name).symlink_to(begun.state / "elsewhere")
-    with pytest.raises(TreasureMapError, match="got the symbolic link .*; want a folder"):
+    with pytest.raises(TreasureMapError, match=r"got the symbolic link .*; want a folder"):
         await begun.run("reset", "--yes")
     assert "topics: 0 created" in (await begun.run("map apply")).output
 
