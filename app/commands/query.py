@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -191,11 +192,15 @@ def _write(frame: Any, notes: list[str], parquet_file: Path | None) -> None:
     frame = frame.with_columns(times)
     if parquet_file is None:
         text = frame.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.fZ")
-        click.echo(printable(text, keep="\n") if sys.stdout.isatty() else text, nl=False)
+        shown = printable(text, keep="\n") if sys.stdout.isatty() else text
+        # Else click takes the characters of colours out of values.
+        click.echo(shown, nl=False, color=True)
     else:
+        # polars has an error of its own for a full disk.
+        whole = io.BytesIO()
+        frame.write_parquet(whole)
         try:
-            with parquet_file.open("wb") as file:
-                frame.write_parquet(file)
+            parquet_file.write_bytes(whole.getbuffer())
         except OSError as error:
             raise QueryError(
                 f"cannot write {printable(str(parquet_file))}: {error.strerror}; want a file that"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -72,6 +74,19 @@ async def test_a_limit_and_a_missing_owner_are_told(tmp_path: Path) -> None:
         assert "hour (partial)" in result.stdout
         document = orjson.loads((await run("hour", *DAY, "--json", "--url", url)).stdout)
     assert (document["partial"], document["more"]) == (True, False)
+
+
+async def test_a_file_has_values_as_they_are(tmp_path: Path) -> None:
+    """CSV in a file or a pipe, and Parquet: keys that differ by a colour are two keys."""
+    origins = {"", "a", "\x1b[31ma", 'a,"b"\r\nc', "=1+1", "\x00", "\u202e"}
+    file = tmp_path / "rows.parquet"
+    async with served(MAP, tmp_path / "archive", list(map(stored, origins))) as (_, url):
+        text = (await run("hour", *DAY, "--csv", "--url", url)).stdout_bytes.decode()
+        await run("hour", *DAY, "--parquet", str(file), "--url", url)
+        with pytest.raises(QueryError, match="cannot write /dev/full: No space left on device"):
+            await run("hour", *DAY, "--parquet", "/dev/full", "--url", url)
+    assert {row["origin"] for row in csv.DictReader(io.StringIO(text, newline=""))} == origins
+    assert set(pl.read_parquet(file)["origin"]) == origins
 
 
 @pytest.mark.parametrize("page_rows_max", [500, 10_000])
