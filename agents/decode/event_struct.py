@@ -26,6 +26,10 @@ _FIELD_NAME = re.compile(r'[^"\\\x00-\x1f]*')
 """Names that msgspec takes for fields of a struct."""
 
 
+_LARGE = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|-?[0-9]{4000,}(?![0-9.eE])', re.DOTALL)
+"""A text, or an integer that is out of range by far."""
+
+
 @dataclasses.dataclass(slots=True, frozen=True)
 class Leaf:
     """A value that the map reads: the struct's attribute for it, and its type.
@@ -147,10 +151,17 @@ class EventStruct:
             yield below.attribute
 
     def _decode_plain(self, text: bytes) -> Any:
-        found = self._plain.decode(text)
+        found = self._plain_value(text)
         if isinstance(found, dict):
             found = self._shaped(found, self._root)
         return msgspec.convert(found, self._root.kind, dec_hook=self._convert)
+
+    def _plain_value(self, text: bytes) -> Any:
+        try:
+            return self._plain.decode(text)
+        except msgspec.ValidationError:
+            # An integer has more digits than Python reads.
+            return self._plain.decode(_LARGE.sub(lambda found: found[1] or b"1e999", text))
 
     def _shaped(self, value: Any, node: _Node) -> dict[str, Any]:
         """Return the part of a value that the map reads, with nothing but objects on the way."""

@@ -9,19 +9,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from app.cluster.admin import admin_of
 from app.cluster.groups import delete_group, group_exists, members_of
 from app.cluster.rights import rights_of
 from app.cluster.rights_check import check_rights
+from app.cluster.topic_checks import configs_of, partitions_found
 from app.cluster.topic_specs import topics_of
-from app.cluster.topics import delete_topics, topics_found
+from app.cluster.topics import delete_topics
 from app.config.archives import archive_of
 from app.config.connections import kafka_options
 from app.config.settings import Settings
 from tables.model.errors import TreasureMapError
 from tables.model.layer import Map
+from tables.model.limits import RECORD_BYTES_MAX
+
+_MARK = "max.message.bytes"
+"""The setting by which a topic of ``map apply`` is known."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +36,8 @@ class Belongings:
 
     Attributes:
         topics: the names of the topics that the map has made, in this revision or an earlier one.
+        doubtful: the names of topics that have names of the map's, but not the settings of
+            ``map apply``: they may be another program's.
         group: the consumer group of its workers; None if brokers know none.
         stores: the folder of this machine's local stores; None if there is none.
         sources: the names of its source topics.
@@ -37,6 +45,7 @@ class Belongings:
     """
 
     topics: list[str]
+    doubtful: list[str]
     group: str | None
     stores: Path | None
     sources: list[str]
@@ -59,6 +68,7 @@ class Reset:
         self._options = kafka_options(settings)
         self._group = settings.group_of(themap.name)
         self._wiping = archive_of(settings).wiping(settings, themap.name)
+        self._stores = settings.state_folder.absolute() / themap.name
         self.archive = self._wiping.words
 
     async def check(self) -> None:
@@ -66,7 +76,9 @@ class Reset:
 
         Raises:
             RightsError: this user may not delete some topics, or not see and delete the group.
-            TreasureMapError: no broker answers, or workers of the map run.
+            ArchiveError: the archive is another map's, or does not answer.
+            TreasureMapError: no broker answers, workers of the map run, a topic that the map needs
+                is another program's, or the local stores are elsewhere.
         """
         cannot = f"cannot reset map {self._map.name}"
         await check_rights(
@@ -79,24 +91,45 @@ class Reset:
                 f"{cannot}: workers of group {self._group} run; got {', '.join(members)}; want"
                 " none; stop them all first"
             )
+        if self._stores.is_symlink():
+            raise TreasureMapError(
+                f"{cannot}: its local stores are elsewhere; got the symbolic link {self._stores};"
+                " want a folder; delete the link, and the stores in its target, by hand"
+            )
+        needed = {spec.name for spec in topics_of(self._map, replication=1)}
+        if foreign := [name for name in (await self.look()).doubtful if name in needed]:
+            raise TreasureMapError(
+                f"{cannot}: topics of its names may be another program's; got"
+                f" {', '.join(foreign)}; want {_MARK}={RECORD_BYTES_MAX}, as `map apply` makes"
+                " topics; rename the map, or if they are the map's, set that with kafka-configs, or"
+                " delete them with kafka-topics"
+            )
+        await asyncio.to_thread(self._wiping.check)
 
     async def look(self) -> Belongings:
         """Return the things that exist now."""
         brokers = self._settings.brokers
-        found = await topics_found(brokers, self._options)
-        own = own_topics(self._map, found)
+        async with admin_of(brokers, self._options) as admin:
+            found = await partitions_found(admin)
+            named = named_topics(self._map, found)
+            configs, _ = await configs_of(admin, named)
+        marked = {name for name in named if _is_marked(configs.get(name, {}))}
+        own = [name for name in named if name in marked]
         sources = [source.topic for source in self._map.sources if source.topic in found]
         feeds = sorted(
             name
             for name in found
-            if name.startswith(f"{self._map.name}.feed.") and name not in {*own, *sources}
+            if name.startswith(f"{self._map.name}.feed.") and name not in {*named, *sources}
         )
         exists = await group_exists(brokers, self._group, self._options)
-        stores = self._settings.state_folder.absolute() / self._map.name
         return Belongings(
-            own, self._group if exists else None, stores if stores.exists() else None,
-            sources, feeds,
-        )  # fmt: skip
+            own,
+            [name for name in named if name not in marked],
+            self._group if exists else None,
+            self._stores if self._stores.exists() else None,
+            sources,
+            feeds,
+        )
 
     async def delete(self, doomed: Belongings) -> Belongings:
         """Delete things and the archive, and return the things that exist afterwards.
@@ -124,8 +157,8 @@ class Reset:
         return left
 
 
-def own_topics(themap: Map, found: Collection[str]) -> list[str]:
-    """Return the topics, among those found, that the map has made; source topics are of others.
+def named_topics(themap: Map, found: Collection[str]) -> list[str]:
+    """Return the topics, among those found, whose names are the map's own, but for its sources.
 
     Journals of earlier revisions are known by their names, and tell which layer topics are the
     map's.
@@ -139,6 +172,11 @@ def own_topics(themap: Map, found: Collection[str]) -> list[str]:
     layers = f"{themap.name}.layer."
     earlier += [name for name in inputs if name.startswith(layers) and name in found]
     return own + sorted({*earlier} - {*own} - sources)
+
+
+def _is_marked(config: Mapping[str, str]) -> bool:
+    """Return whether a topic has the setting that all topics of ``map apply`` have but sources."""
+    return config.get(_MARK) == str(RECORD_BYTES_MAX)
 
 
 def _remove(folder: Path) -> None:

@@ -46,7 +46,7 @@ _TOPICS: dict[Role, dict[TopicKind, tuple[Operation, ...]]] = {
         "feed": ("Create", "Describe", "DescribeConfigs"),
         "side": ("Create", "Describe"),
     },
-    "reset": dict.fromkeys(("journal", "layer", "feed", "side"), ("Delete",)),
+    "reset": dict.fromkeys(("journal", "layer", "feed", "side"), ("Delete", "DescribeConfigs")),
     "verify": dict.fromkeys(("source", "layer", "side"), ("Read",)),
     "deadletters": dict.fromkeys(("source", "side"), ("Read", "Write")),
     "producer": {"source": ("Read", "Write")},

@@ -62,6 +62,11 @@ async def _reset(themap: Map, settings: Settings, *, yes: bool) -> None:
 def _kept(found: Belongings) -> Iterator[str]:
     for name in found.sources:
         yield f"source topic {name}, which other programs write"
+    for name in found.doubtful:
+        yield (
+            f"topic {name}: it has not the settings of `map apply`, so another program may have"
+            " made it; if it is an earlier revision's, delete it with kafka-topics"
+        )
     for name in found.feeds:
         yield (
             f"topic {name}: no layer of this map is published there; if it is the feed of an"

@@ -35,11 +35,13 @@ class Schema(NamedTuple):
 class Wiping(NamedTuple):
     """Cells that ``reset`` deletes: ``words`` name them, ``wipe`` deletes them and waits.
 
-    ``words`` are empty if it is known that there are none. ``wipe`` raises ArchiveError if they
-    cannot be deleted.
+    ``words`` are empty if it is known that there are none. ``check`` deletes nothing. It waits, and
+    raises ArchiveError if they are not the map's, or cannot be reached; ``wipe`` raises it too if
+    they cannot be deleted.
     """
 
     words: str
+    check: Callable[[], None]
     wipe: Callable[[], None]
 
 

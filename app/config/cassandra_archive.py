@@ -73,10 +73,17 @@ class CassandraKind(ArchiveKind):
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return the map's tables."""
         made = cassandra_settings(settings)
-        from tables.archive.cassandra.register import wipe_keyspace  # noqa: PLC0415 - an extra
+        from tables.archive.cassandra.register import (  # noqa: PLC0415 - an extra
+            check_wipe,
+            wipe_keyspace,
+        )
 
         cells = f"the tables of map {map_name} in keyspace {made.keyspace}"
-        return Wiping(cells, functools.partial(wipe_keyspace, made, map_name))
+        return Wiping(
+            cells,
+            functools.partial(check_wipe, made, map_name),
+            functools.partial(wipe_keyspace, made, map_name),
+        )
 
     def grants(self, settings: Settings, themap: Map, role: str, user: str) -> Iterator[str]:
         """Yield CQL for a role of Cassandra; for ``apply`` also the statement of its keyspace."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import zlib
@@ -11,7 +12,7 @@ GZIP_START = b"\x1f\x8b"
 """The first bytes of gzip; no JSON and no Arrow stream begins with them."""
 
 _BLANKS = " \t\r\n"
-_PIECE_BYTES = 64 << 10
+_PIECE_BYTES = 2 << 10
 _DIGITS_MAX = 400
 """Numbers of more digits are beyond every type, and beyond the default limit of ``int``."""
 
@@ -59,23 +60,26 @@ def inflated(value: bytes, bytes_max: int) -> bytes | None:
 
     Members may follow each other, with zeros behind each.
     """
-    found, rest = b"", value
-    while rest:
-        member = zlib.decompressobj(wbits=31)
-        try:
-            while not member.eof:
-                room = bytes_max + 1 - len(found)
-                piece = member.decompress(rest, min(room, _PIECE_BYTES))
-                found += piece
-                rest = member.unconsumed_tail
-                if len(found) > bytes_max:
-                    return found
-                if not piece and not rest and not member.eof:
-                    return None
-        except zlib.error:
-            return None
-        rest = member.unused_data.lstrip(b"\0")
-    return found
+    found = bytearray()
+    member = zlib.decompressobj(wbits=31)
+    packed = io.BytesIO(value)
+    # Members may be tiny and many, and each copies the rest of the piece that it ends in.
+    while piece := packed.read(_PIECE_BYTES):
+        rest = piece
+        while rest:
+            if member.eof:
+                rest = rest.lstrip(b"\0")
+                if not rest:
+                    break
+                member = zlib.decompressobj(wbits=31)
+            try:
+                found += member.decompress(rest, bytes_max + 1 - len(found))
+            except zlib.error:
+                return None
+            if len(found) > bytes_max:
+                return bytes(found)
+            rest = member.unused_data
+    return bytes(found) if member.eof else None
 
 
 def _skip(text: str, at: int) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 
 GZIP_MAGIC = b"\x1f\x8b"
 """The first bytes of gzip (RFC 1952)."""
 
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 4 << 10
+"""Packed bytes that are inflated at once: a member's end copies those behind it in its piece."""
+
+_ZEROS = re.compile(rb"\x00+")
 
 
 class GzipError(ValueError):
@@ -23,20 +27,21 @@ def inflate_gzip(data: bytes, bytes_max: int, head: bytes = b"") -> tuple[memory
         GzipError: the bytes are broken, or end too early.
     """
     found = bytearray(head)
-    rest, end = data, len(head) + bytes_max
+    at, end = 0, len(head) + bytes_max
     try:
-        while rest:
+        while at < len(data):
             inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
             while not inflater.eof:
-                # A byte too many says that there is more.
-                piece = inflater.decompress(rest, min(_PIECE_BYTES, end + 1 - len(found)))
-                if not piece and not inflater.eof:
+                if at >= len(data):
                     raise GzipError("gzip ends too early")
-                found += piece
+                piece = data[at : at + _PIECE_BYTES]
+                # A byte too many says that there is more.
+                found += inflater.decompress(piece, end + 1 - len(found))
                 if len(found) > end:
                     return memoryview(found)[:end], False
-                rest = inflater.unconsumed_tail
-            rest = inflater.unused_data.lstrip(b"\x00")
+                at += len(piece) - len(inflater.unused_data)
+            if zeros := _ZEROS.match(data, at):
+                at = zeros.end()
     except zlib.error as error:
         raise GzipError(str(error)) from error
     return memoryview(found), True

@@ -190,12 +190,36 @@ async def test_topics_of_earlier_revisions_go_too(begun: Begun) -> None:
     assert {n for n in await topics_found(begun.brokers) if n.startswith(begun.name)} == left
 
 
+async def test_a_topic_with_a_name_of_the_map_s_may_be_another_program_s(begun: Begun) -> None:
+    """Names like `orders.journal.entries` and `orders.dead` are in use elsewhere too."""
+    entries = f"{begun.name}.journal.entries"
+    await make(begun.brokers, entries, 1, {})
+    lost, kept = (await begun.run("reset", "--yes")).output.split("it does not touch:")
+    assert entries not in lost
+    assert f"  topic {entries}: it has not the settings of `map apply`" in kept
+    dead = f"{begun.name}.dead"
+    await make(begun.brokers, dead, 2, {"retention.ms": "-1"})
+    with pytest.raises(TreasureMapError, match=rf"be another program's; got {dead}; want max\.m"):
+        await begun.run("reset", "--yes")
+    assert {entries, dead} <= (await topics_found(begun.brokers)).keys()
+
+
 async def test_another_map_s_archive_is_not_deleted(begun: Begun) -> None:
-    """The folder may be given by mistake."""
+    """The folder may be given by mistake; the topics stay too."""
     before = await begun.begin_archive("other")
     with pytest.raises(ArchiveError, match="it has the rows of another map; got map other"):
         await begun.run("reset", "--yes")
     assert await begun.begin_archive("other") == before
+    assert f"{begun.name}.dead" in await topics_found(begun.brokers)
+
+
+async def test_stores_behind_a_link_are_left_to_people(begun: Begun) -> None:
+    """Its target may have other things; nothing else is deleted either."""
+    (begun.state / "elsewhere").mkdir(parents=True)
+    (begun.state / begun.name).symlink_to(begun.state / "elsewhere")
+    with pytest.raises(TreasureMapError, match=r"got the symbolic link .*; want a folder"):
+        await begun.run("reset", "--yes")
+    assert "topics: 0 created" in (await begun.run("map apply")).output
 
 
 @pytest.mark.cassandra

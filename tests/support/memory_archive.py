@@ -177,7 +177,7 @@ class MemoryKind(ArchiveKind):
         def wipe() -> None:
             self.contents = Contents()
 
-        return Wiping(f"the rows of map {map_name} in memory", wipe)
+        return Wiping(f"the rows of map {map_name} in memory", lambda: None, wipe)
 
     def grants(self, settings: Settings, themap: Map, role: str, user: str) -> Iterator[str]:
         """Yield a command that nobody runs."""

@@ -87,6 +87,21 @@ class Register:
         return found
 
 
+def check_wipe(settings: CassandraSettings, map_name: str) -> None:
+    """Check that Cassandra answers, before anything of a map is deleted.
+
+    Raises:
+        ArchiveError: it does not, or refuses.
+    """
+    step = f"delete archive of map {map_name}"
+    with driver(step):
+        cluster = cluster_of(settings)
+        try:
+            connect(cluster, settings, step)
+        finally:
+            cluster.shutdown()
+
+
 def wipe_keyspace(settings: CassandraSettings, map_name: str) -> None:
     """Delete a map's tables; those of other maps stay. Waits for every answer.
 

@@ -17,12 +17,11 @@ from tables.model.errors import ArchiveDamagedError, ArchiveError
 log = logging.getLogger(__name__)
 
 
-def wipe_folder(folder: Path, map_name: str) -> None:
-    """Delete an embedded archive, if there is one; other files in the folder stay.
+def check_wipe(folder: Path, map_name: str) -> None:
+    """Check that a folder's archive, if there is one, is a map's to delete.
 
     Raises:
-        ArchiveError: it is another map's or another program's, a worker has it open, or it cannot
-            be deleted.
+        ArchiveError: it is another map's or another program's, or a worker has it open.
     """
     if not has_archive(folder):
         return
@@ -37,10 +36,21 @@ def wipe_folder(folder: Path, map_name: str) -> None:
                 f"cannot delete archive in {folder}: it is damaged, and does not say of which map "
                 f"it is ({error}); remove the folder, if it is this map's"
             ) from error
-        log.warning("deletes a damaged archive: %s", error)
+        log.warning("the archive to delete is damaged: %s", error)
         whose = Whose("", known[1])
     if whose is not None:
         check_map(str(folder), whose, map_name)
+
+
+def wipe_folder(folder: Path, map_name: str) -> None:
+    """Delete an embedded archive, if there is one; other files in the folder stay.
+
+    Raises:
+        ArchiveError: as :func:`check_wipe`, or it cannot be deleted.
+    """
+    if not has_archive(folder):
+        return
+    check_wipe(folder, map_name)
     try:
         rocksdict.Rdict.destroy(str(folder))
         (folder / archive_extent.NAME).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import tracemalloc
 import zlib
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch
 from agents.decode.records import Decoder
 from app.verify.arrow import ArrowRows
+from app.verify.documents import inflated
 from app.verify.records import Record, RecordReader
 from tables.record.chunk import Headers
 from tables.record.gzip import GzipError, inflate_gzip
@@ -88,7 +90,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("value", "headers", "reason"), REFUSED)
+@pytest.mark.parametrize(("value", "headers", "reason"), REFUSED, ids=range(len(REFUSED)))
 def test_a_packed_value_that_cannot_be_used_is_one_letter(
     value: bytes, headers: Headers, reason: str
 ) -> None:
@@ -151,6 +153,35 @@ def test_the_bound_is_exact(size: int) -> None:
     data = gzip.compress(b"x" * (size // 2)) + bytes(3) + gzip.compress(b"x" * (size - size // 2))
     found, is_whole = inflate_gzip(data, 10, head=b"head")
     assert (bytes(found), is_whole) == (b"head" + b"x" * min(size, 10), size <= 10)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_members_of_any_sizes_follow_each_other(seed: int) -> None:
+    """The worker and verify inflate all of them, and none if the last one is cut off."""
+    chance = random.Random(seed)
+    texts = [chance.randbytes(chance.choice([0, 1, 90, 5_000])) for _ in range(60)]
+    pads = [bytes(chance.choice([0, 0, 1, 5_000])) for _ in texts]
+    members = list(map(gzip.compress, texts))
+    data = b"".join(member + pad for member, pad in zip(members, pads, strict=True))
+    whole = b"".join(texts)
+    found, is_whole = inflate_gzip(data, len(whole))
+    assert (bytes(found), is_whole) == (whole, True)
+    assert inflated(data, len(whole)) == whole
+    most = len(whole) // 2
+    found, is_whole = inflate_gzip(data, most)
+    assert (bytes(found), is_whole) == (whole[:most], False)
+    assert inflated(data, most) == whole[: most + 1]
+    broken = data[: len(data) - len(pads[-1]) - chance.randrange(1, len(members[-1]))]
+    with pytest.raises(GzipError):
+        inflate_gzip(broken, len(whole))
+    assert inflated(broken, len(whole)) is None
+
+
+def test_a_member_costs_no_copy_of_all_that_follow_it() -> None:
+    """With copies a record of 12 MiB takes minutes, longer than a test may run."""
+    data = gzip.compress(b"") * 600_000
+    assert inflate_gzip(data, 1) == (b"", True)
+    assert inflated(data, 1) == b""
 
 
 def test_broken_gzip_is_an_error() -> None:
