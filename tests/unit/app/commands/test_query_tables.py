@@ -8,12 +8,13 @@ from rich.console import Console
 
 from app.commands.query_tables import cells_table
 from treasure_map import Cell
+from treasure_map.answers import Measures
 
 
-def drawn(measures: int, columns: int, key: object = "b8:27") -> tuple[list[str], list[str]]:
+def drawn(measures: int, columns: int, key: str | bool = "b8:27") -> tuple[list[str], list[str]]:
     """Return the lines of a table of one cell, on a terminal of so many columns, and its mark."""
-    values = {f"sum_{number}": 1_000 + number for number in range(measures)}
-    cell = Cell({"device": key}, 0, 60_000, values, 1)  # type: ignore[dict-item]
+    values: Measures = {f"sum_{number}": 1_000 + number for number in range(measures)}
+    cell = Cell({"device": key}, 0, 60_000, values, 1)
     table, marks = cells_table("layer", [cell], columns)
     console = Console(width=columns)
     with console.capture() as capture:
