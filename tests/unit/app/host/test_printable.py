@@ -126,6 +126,7 @@ def test_secrets_from_files_are_masked_like_others(tmp_path: Path) -> None:
     }
     flags: dict[str, object] = {
         "kafka_username": "u", "kafka_sasl_mechanism": "PLAIN", "cassandra_username": "u",
+        "schema_registry_username": "u",
     }  # fmt: skip
     for name, secret in secrets.items():
         file = tmp_path / name
