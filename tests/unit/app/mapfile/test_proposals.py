@@ -7,6 +7,8 @@ import gzip
 import json
 import random
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from app.mapfile.sample import (
 from app.mapfile.section import name_problem
 from tables.model.layer import Map
 from tables.record.chunk import Run
+from tests import ROOT
 
 NOW_MS = 1_764_000_000_000
 AT_MS = 1_711_872_000_000
@@ -289,6 +292,26 @@ def test_a_sample_without_time_or_type_is_told_what_an_event_needs(
     """No map can be made of it, and the producers can mend that."""
     with pytest.raises(SampleError, match=re.escape(says)):
         proposed([event])
+
+
+def test_times_of_other_forms_are_converted_as_the_page_says(tmp_path: Path) -> None:
+    """A reader of an access log gets from the error to a map."""
+    page = (ROOT / "docs/trying.md").read_text()
+    script = page.split("cat > with_time.py <<'END'\n")[1].split("\nEND\n")[0]
+    visits = page.split("cat > visits.csv <<'END'\n")[1].split("END\n")[0]
+    file = tmp_path / "visits.csv"
+    file.write_text(visits)
+    with pytest.raises(SampleError, match=r"convert a file: docs/trying\.md, Times of other form"):
+        propose(read_sample(file), "visits", "visits.raw")
+
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, input=visits, capture_output=True, text=True, check=True)
+    file = tmp_path / "visits.ndjson"
+    file.write_text(done.stdout)
+    roles = propose(read_sample(file), "visits", "visits.raw").roles
+    at = dt.datetime(2015, 5, 17, 10, 5, tzinfo=dt.UTC)
+    expected = [at + dt.timedelta(seconds=3), at + dt.timedelta(seconds=43)]
+    assert roles.time.times_ms == [1_000 * int(time.timestamp()) for time in expected]
 
 
 def test_a_time_that_some_events_lack_is_named() -> None:
