@@ -10,7 +10,7 @@ from app.commands.query_tables import Value, cells_table
 from treasure_map import Cell
 
 
-def drawn(measures: int, columns: int, key: Value = "b8:27") -> tuple[list[str], list[str]]:
+def drawn(measures: int, columns: int, key: str | int = "b8:27") -> tuple[list[str], list[str]]:
     """Return the lines of a table of one cell, on a terminal of so many columns, and its mark."""
     values: dict[str, Value] = {f"sum_{number}": 1_000 + number for number in range(measures)}
     cell = Cell({"device": key}, 0, 60_000, values, 1)
