@@ -183,6 +183,24 @@ def test_a_proposal_asks_for_the_zone_of_local_times() -> None:
     assert "# These have no offset: are they in UTC?" in text
 
 
+@pytest.mark.parametrize(("zone", "is_told"), [(None, True), ("UTC", False)])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_times_of_a_file_without_zone_are_said_to_be_read_as_utc(
+    tmp_path: Path, form: str, zone: str | None, is_told: bool
+) -> None:
+    """A local time that is taken for UTC would be hours wrong, and nobody would know."""
+    file = tmp_path / f"s.{form}"
+    at = dt.datetime(2025, 7, 5, 22, 2, 56)  # noqa: DTZ001 - the file has no zone
+    frame = pl.DataFrame({"at": [at, at], "device": ["a", "b"]})
+    frame = frame.with_columns(pl.col("at").dt.replace_time_zone(zone))
+    if form == "parquet":
+        frame.write_parquet(file)
+    else:
+        frame.write_csv(file, datetime_format=f"%Y-%m-%d %H:%M:%S{' UTC' if zone else ''}")
+    text = proposal_text(propose(read_sample(file), "shop", "shop.raw"), NOW_MS)
+    assert ("no offset in the file, and were read as UTC" in text) == is_told
+
+
 def test_a_proposal_for_a_topic_says_how_its_records_are_packed() -> None:
     """Arrays of events, and gzip."""
     events = [{"at": AT_MS + i, "type": "a"} for i in range(10)]
@@ -323,7 +341,7 @@ def test_a_time_that_some_events_lack_is_named() -> None:
 def read_sample(path: Path, events_max: int = EVENTS_MAX) -> Sample:
     """Return the sample of a file, as the command reads it."""
     pieces = InputFile(str(path)).pieces(events_max)
-    return sample_of_file(str(path), (piece.lines for piece in pieces))
+    return sample_of_file(str(path), ((piece.lines, piece.assumed_utc) for piece in pieces))
 
 
 @pytest.mark.parametrize("name", ["s.ndjson", "s.json", "s.csv", "s.parquet"])
