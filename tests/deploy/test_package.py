@@ -89,7 +89,7 @@ def test_the_wheel_says_what_it_is(built: tuple[Path, Path]) -> None:
         "Development Status", "Intended Audience", "Programming Language", "Typing",
     }  # fmt: skip
     assert set(told.get_all("Provides-Extra", [])) == {
-        "worker", "cassandra", "verify", "demo", "async", "feed", "frame",
+        "worker", "cassandra", "avro", "protobuf", "verify", "demo", "async", "feed", "frame",
     }  # fmt: skip
 
 
