@@ -29,9 +29,11 @@ class JsonDecoder:
         self._json = JsonEvents(source)
         self._lines = lines
         self._has_arrays = source.arrays and lines is not True
+        self._selected: tuple[bytes, list[bytes] | None] = b"", None
 
     def decode(self, run: RunResults, first: int, values: list[bytes]) -> None:
         """Decode records: all at once, but one by one those that are not one event each."""
+        self._selected = b"", None
         has_lines = b"\n" in values[0] if self._lines is None else self._lines
         is_array = self._elements(values[0]) is not None
         if (has_lines or is_array) and are_utf8(values):
@@ -46,13 +48,20 @@ class JsonDecoder:
         _add_each(run, first + done, first + len(values))
 
     def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
-        """Return the document, or these of the lines; those of an array become lines too."""
-        elements = self._elements(value)
-        if elements is None and self._is_document(value):
+        """Return the document, or these of the lines; those of an array become lines too.
+
+        The events of the value are kept until the next decoding: a record may need many letters.
+        """
+        known, lines = self._selected
+        if known != value:
+            lines = self._elements(value)
+            if lines is None and not self._is_document(value):
+                lines = lines_of(value)
+            self._selected = value, lines
+        if lines is None:
             return value, _JSON_TYPE
         # Between the texts of JSON a line feed is as good as any other blank.
-        lines = [one.replace(b"\n", b" ") for one in elements or lines_of(value)]
-        return b"\n".join(lines[event] for event in events), _NDJSON_TYPE
+        return b"\n".join(lines[event].replace(b"\n", b" ") for event in events), _NDJSON_TYPE
 
     def _decode_several(
         self,
