@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from agents.decode.records import Decoder
+from agents.decode.schemas import Schemas
 from agents.fold.content import Content
 from agents.fold.layers import Folder
 from agents.fold.small import SmallBatchFolder
@@ -29,10 +30,14 @@ class TypesSeen(NamedTuple):
 class Ingest:
     """Decodes, classifies and folds the chunks of all raw sources, and advances their owners."""
 
-    def __init__(self, owners: PartitionManager) -> None:
+    def __init__(self, owners: PartitionManager, schemas: Schemas | None = None) -> None:
         self._owners = owners
         self._steps = {
-            topic: (Decoder(plan.source), Folder(plan), SmallBatchFolder(plan.source, plan))
+            topic: (
+                Decoder(plan.source, schemas),
+                Folder(plan),
+                SmallBatchFolder(plan.source, plan),
+            )
             for topic, plan in owners.plans.items()
             if plan.source is not None
         }
@@ -51,6 +56,8 @@ class Ingest:
         """Take a chunk through one cycle of docs/formats/journal.md."""
         for topic in {run.topic: None for run in chunk.runs}:
             runs = [run for run in chunk.runs if run.topic == topic]
+            # Before the owners are asked, which may be others after it.
+            await self._steps[topic][0].learn(runs)
             await self._handle(topic, runs, chunk.generation)
 
     async def _handle(

@@ -1,6 +1,7 @@
 """Column events: the columns of some events into an event frame, and why rows are not events.
 
-The decoder of every format whose reader returns columns derives from :class:`ColumnDecoder`.
+The decoder of a format derives from :class:`ColumnDecoder` if its reader returns the typed columns
+of a record, from :class:`ColumnEvents` if it returns anything else that becomes columns.
 """
 
 from __future__ import annotations
@@ -31,25 +32,150 @@ _NOT_EVENTS = {
     "wrong_type": "a declared field is of another type",
     "out_of_range": "a number or a time that its column or its source cannot hold",
     "not_finite": "a float that is not a number, or infinite",
+    "csv": "quotes as RFC 4180 does not have them, bytes that are not UTF-8, or another number of"
+    " values than there are columns",
 }
 
 
-class ColumnDecoder(abc.ABC):
-    """Decodes records of one source, each of which holds columns with one row per event.
+ALONE_MAX = 100
+"""Rows of a record that get a dead letter each, if rows of their reason do; hostile records have
+very many, which share one."""
+
+
+class ColumnEvents:
+    """Takes the events of one source from columns that have one row per event.
 
     Attributes:
-        reason: the reason with which an unreadable record is set aside.
-        broken: the errors that :meth:`read` raises for such a record.
+        alone: the reasons of rows that would become others beside each other in one dead letter.
         wanted: the names of the columns in which the source reads something.
     """
 
-    reason: ClassVar[str]
-    broken: ClassVar[tuple[type[BaseException], ...]]
+    alone: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._times = TimeReader(source)
         self.wanted = list(dict.fromkeys(str(path[0]) for path in source.paths))
+
+    def add(
+        self,
+        run: RunResults,
+        indexes: pl.Series,
+        found: pl.DataFrame,
+        faults: Faults | None = None,
+    ) -> None:
+        """Add the events of columns to a run, and refuse the rows that are not events.
+
+        Args:
+            run: the results of the run.
+            indexes: the event index of each row.
+            found: the columns of the rows.
+            faults: those that are known already.
+        """
+        frame, reasons = self.events(found, faults)
+        frame = frame.with_columns(indexes.alias(INDEX_COLUMN))
+        if reasons is not None:
+            refused = indexes.to_frame("index").with_columns(reason=reasons).drop_nulls()
+            event_index = pl.col("index")
+            groups = refused.group_by(event_index // RECORD_SPAN, "reason").agg(at=event_index)
+            for index, reason, at in in_order(groups, ["index", "reason"]).iter_rows():
+                events = tuple(event % RECORD_SPAN for event in at)
+                single = ALONE_MAX if reason in self.alone else 0
+                for some in (*((event,) for event in events[:single]), events[single:]):
+                    if some:
+                        run.refuse_events(index, some, reason, _NOT_EVENTS[reason])
+            frame = frame.filter(reasons.is_null())
+        run.events.add_frame(frame)
+
+    def events(
+        self, found: pl.DataFrame, faults: Faults | None = None
+    ) -> tuple[pl.DataFrame, pl.Series | None]:
+        """Return time, type and declared fields of columns, and why rows are not events.
+
+        The second is a series of reasons, null for events; None if all rows are events. ``faults``
+        are those that are known already.
+        """
+        source = self._source
+        faults = faults or Faults(found.height)
+        time = self._time(found, faults)
+        frame = {"time": time, "type": self._field(found, source.type_at, "string", faults)}
+        if time.null_count() or frame["type"].null_count():
+            faults.add("missing", time.is_null() | frame["type"].is_null())
+        for field in source.fields:
+            if field.at == source.time_at:
+                column = time
+            elif field.converts:
+                column = self._converted(found, field, faults, frame)
+            else:
+                column = self._field(found, field.at, field.type, faults)
+            frame[field.name] = column
+            if field.required and column.null_count():
+                faults.add("missing", column.is_null())
+        if source.id_at is not None:
+            frame[ID_COLUMN] = self._id(found, source.id_at, faults)
+        return pl.DataFrame(frame), faults.reasons
+
+    def _time(self, found: pl.DataFrame, faults: Faults) -> pl.Series:
+        """Return the times in milliseconds, cut off towards the past."""
+        column = _column_at(found, self._source.time_at)
+        kind = column.dtype
+        if kind.is_integer():
+            unit = self._source.time_unit_ms
+            low, high = -(-TIME_MS_MIN // unit), TIME_MS_MAX // unit
+            times = column.cast(pl.Int64, strict=False)
+            if not _lies_between(times, low, high):
+                usable = times.is_between(low, high)
+                times = times.set(~usable.fill_null(value=False), None)
+            times = times if unit == 1 else times * unit
+        elif isinstance(kind, pl.Datetime):
+            times = column.cast(pl.Int64) // _MS_PER[kind.time_unit]
+        elif kind == pl.Date:
+            times = column.cast(pl.Int64) * DAY_MS
+        elif is_text(kind):
+            times = self._times.texts(column.cast(pl.String))
+        elif kind.is_float() and self._source.time_fraction:
+            times = self._times.floats(column)
+        else:
+            faults.add("wrong_type", column.is_not_null())
+            return pl.repeat(None, found.height, dtype=pl.Int64, eager=True)
+        if not _lies_between(times, TIME_MS_MIN, TIME_MS_MAX):
+            usable = times.is_between(TIME_MS_MIN, TIME_MS_MAX).fill_null(value=False)
+            faults.add("out_of_range", column.is_not_null() & ~usable)
+        return times.alias("")
+
+    def _id(self, found: pl.DataFrame, path: Path, faults: Faults) -> pl.Series:
+        """Return ids as texts; a whole number becomes the text of its digits."""
+        declared = next((field.type for field in self._source.fields if field.at == path), None)
+        kind = "int" if _column_at(found, path).dtype.is_integer() else "string"
+        return self._field(found, path, declared or kind, faults).cast(pl.String)
+
+    def _field(self, found: pl.DataFrame, path: Path, kind: str, faults: Faults) -> pl.Series:
+        return faults.of(cast_column(_column_at(found, path), kind))
+
+    def _converted(
+        self, found: pl.DataFrame, field: Field, faults: Faults, frame: dict[str, pl.Series]
+    ) -> pl.Series:
+        """Return the column of a field that converts values, and add where it nulled one."""
+        converted = convert_column(_column_at(found, field.at), field)
+        if not field.null_on_error:
+            return faults.of(converted)
+        wrong = pl.repeat(value=False, n=found.height, eager=True)
+        for _, mask in converted.faults:
+            wrong |= mask
+        frame[NULLED_PREFIX + field.name] = wrong
+        return converted.values.set(wrong, None)
+
+
+class ColumnDecoder(ColumnEvents, abc.ABC):
+    """Decodes records of one source, each of which holds columns with one row per event.
+
+    Attributes:
+        reason: the reason with which an unreadable record is set aside.
+        broken: the errors that :meth:`read` raises for such a record.
+    """
+
+    reason: ClassVar[str]
+    broken: ClassVar[tuple[type[BaseException], ...]]
 
     @abc.abstractmethod
     def read(self, value: bytes) -> pl.DataFrame:
@@ -92,97 +218,15 @@ class ColumnDecoder(abc.ABC):
             )
             for index, piece in pieces
         )
-        found = pl.concat([piece for _, piece in pieces], rechunk=True)
-        frame, reasons = self.events(found)
-        frame = frame.with_columns(indexes.alias(INDEX_COLUMN))
-        if reasons is not None:
-            refused = indexes.to_frame("index").with_columns(reason=reasons).drop_nulls()
-            event_index = pl.col("index")
-            groups = refused.group_by(event_index // RECORD_SPAN, "reason").agg(at=event_index)
-            for index, reason, at in in_order(groups, ["index", "reason"]).iter_rows():
-                events = tuple(event % RECORD_SPAN for event in at)
-                run.refuse_events(index, events, reason, _NOT_EVENTS[reason])
-            frame = frame.filter(reasons.is_null())
-        run.events.add_frame(frame)
-
-    def events(self, found: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
-        """Return time, type and declared fields of columns, and why rows are not events.
-
-        The second is a series of reasons, null for events; None if all rows are events.
-        """
-        source = self._source
-        faults = _Faults(found.height)
-        time = self._time(found, faults)
-        frame = {"time": time, "type": self._field(found, source.type_at, "string", faults)}
-        if time.null_count() or frame["type"].null_count():
-            faults.add("missing", time.is_null() | frame["type"].is_null())
-        for field in source.fields:
-            if field.at == source.time_at:
-                column = time
-            elif field.converts:
-                column = self._converted(found, field, faults, frame)
-            else:
-                column = self._field(found, field.at, field.type, faults)
-            frame[field.name] = column
-            if field.required and column.null_count():
-                faults.add("missing", column.is_null())
-        if source.id_at is not None:
-            frame[ID_COLUMN] = self._id(found, source.id_at, faults)
-        return pl.DataFrame(frame), faults.reasons
-
-    def _time(self, found: pl.DataFrame, faults: _Faults) -> pl.Series:
-        """Return the times in milliseconds, cut off towards the past."""
-        column = _column_at(found, self._source.time_at)
-        kind = column.dtype
-        if kind.is_integer():
-            unit = self._source.time_unit_ms
-            low, high = -(-TIME_MS_MIN // unit), TIME_MS_MAX // unit
-            times = column.cast(pl.Int64, strict=False)
-            if not _lies_between(times, low, high):
-                usable = times.is_between(low, high)
-                times = times.set(~usable.fill_null(value=False), None)
-            times = times if unit == 1 else times * unit
-        elif isinstance(kind, pl.Datetime):
-            times = column.cast(pl.Int64) // _MS_PER[kind.time_unit]
-        elif kind == pl.Date:
-            times = column.cast(pl.Int64) * DAY_MS
-        elif is_text(kind):
-            times = self._times.texts(column.cast(pl.String))
-        elif kind.is_float() and self._source.time_fraction:
-            times = self._times.floats(column)
-        else:
-            faults.add("wrong_type", column.is_not_null())
-            return pl.repeat(None, found.height, dtype=pl.Int64, eager=True)
-        if not _lies_between(times, TIME_MS_MIN, TIME_MS_MAX):
-            usable = times.is_between(TIME_MS_MIN, TIME_MS_MAX).fill_null(value=False)
-            faults.add("out_of_range", column.is_not_null() & ~usable)
-        return times.alias("")
-
-    def _id(self, found: pl.DataFrame, path: Path, faults: _Faults) -> pl.Series:
-        """Return ids as texts; a whole number becomes the text of its digits."""
-        declared = next((field.type for field in self._source.fields if field.at == path), None)
-        kind = "int" if _column_at(found, path).dtype.is_integer() else "string"
-        return self._field(found, path, declared or kind, faults).cast(pl.String)
-
-    def _field(self, found: pl.DataFrame, path: Path, kind: str, faults: _Faults) -> pl.Series:
-        return faults.of(cast_column(_column_at(found, path), kind))
-
-    def _converted(
-        self, found: pl.DataFrame, field: Field, faults: _Faults, frame: dict[str, pl.Series]
-    ) -> pl.Series:
-        """Return the column of a field that converts values, and add where it nulled one."""
-        converted = convert_column(_column_at(found, field.at), field)
-        if not field.null_on_error:
-            return faults.of(converted)
-        wrong = pl.repeat(value=False, n=found.height, eager=True)
-        for _, mask in converted.faults:
-            wrong |= mask
-        frame[NULLED_PREFIX + field.name] = wrong
-        return converted.values.set(wrong, None)
+        self.add(run, indexes, pl.concat([piece for _, piece in pieces], rechunk=True))
 
 
-class _Faults:
-    """Why rows are not events; a row with several faults keeps the first that was added."""
+class Faults:
+    """Why rows are not events; a row with several faults keeps the first that was added.
+
+    Attributes:
+        reasons: the reason of each row, null for events; None if all rows are events.
+    """
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
@@ -195,6 +239,7 @@ class _Faults:
         return converted.values
 
     def add(self, reason: str, mask: pl.Series) -> None:
+        """Add a reason to the rows for which ``mask`` is true."""
         if not mask.any():
             return
         reasons = self.reasons

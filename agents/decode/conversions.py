@@ -145,9 +145,10 @@ def value_converter(field: Field) -> Callable[[Any], Any]:
 def text_number(text: str, *, whole: bool) -> int | float | None:
     """Return the number that a text is; None for another text, or a float if ``whole``."""
     if _INT.fullmatch(text):
-        # Python refuses to read very many digits.
-        digits = text.lstrip("+-").lstrip("0")
-        return int(text) if len(digits) <= _INT_DIGITS_MAX else _beyond(text)
+        # Python refuses to read very many digits, also if most of them are zeros before a number.
+        digits = text.lstrip("+-").lstrip("0") or "0"
+        size = int(digits) if len(digits) <= _INT_DIGITS_MAX else INT64_MAX + 2
+        return -size if text.startswith("-") else size
     if whole or not _FLOAT.fullmatch(text):
         return None
     return float(text)
@@ -156,10 +157,6 @@ def text_number(text: str, *, whole: bool) -> int | float | None:
 def is_text(kind: pl.DataType) -> bool:
     """Return whether a column is of texts, written out or by number."""
     return isinstance(kind, pl.String | pl.Categorical | pl.Enum)
-
-
-def _beyond(text: str) -> int:
-    return INT64_MIN - 1 if text.startswith("-") else INT64_MAX + 1
 
 
 def _to_int(value: Any, field: Field) -> int:

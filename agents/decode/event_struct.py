@@ -26,6 +26,10 @@ _FIELD_NAME = re.compile(r'[^"\\\x00-\x1f]*')
 """Names that msgspec takes for fields of a struct."""
 
 
+_LARGE = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|-?[0-9]{4000,}(?![0-9.eE])', re.DOTALL)
+"""A text, or an integer that is out of range by far."""
+
+
 @dataclasses.dataclass(slots=True, frozen=True)
 class Leaf:
     """A value that the map reads: the struct's attribute for it, and its type.
@@ -90,6 +94,15 @@ class EventStruct:
             raise error
         return self._decode_plain(text)
 
+    def take(self, values: Mapping[str, Any], plain: Callable[[str, Any], Any]) -> Any:
+        """Return the struct of an event's values; raises a :class:`msgspec.ValidationError`.
+
+        ``plain`` returns a value that the map reads as one of JSON, given its attribute.
+        """
+        shaped = self._shaped(values, self._root)
+        self._make_plain(shaped, self._root, plain)
+        return msgspec.convert(shaped, self._root.kind, dec_hook=self._convert)
+
     def event(self, values: Mapping[str, Any]) -> Any:
         """Return a struct with these values by attribute, and null for all others."""
         return _filled(self._root, values)
@@ -138,10 +151,17 @@ class EventStruct:
             yield below.attribute
 
     def _decode_plain(self, text: bytes) -> Any:
-        found = self._plain.decode(text)
+        found = self._plain_value(text)
         if isinstance(found, dict):
             found = self._shaped(found, self._root)
         return msgspec.convert(found, self._root.kind, dec_hook=self._convert)
+
+    def _plain_value(self, text: bytes) -> Any:
+        try:
+            return self._plain.decode(text)
+        except msgspec.ValidationError:
+            # An integer has more digits than Python reads.
+            return self._plain.decode(_LARGE.sub(lambda found: found[1] or b"1e999", text))
 
     def _shaped(self, value: Any, node: _Node) -> dict[str, Any]:
         """Return the part of a value that the map reads, with nothing but objects on the way."""
@@ -156,6 +176,18 @@ class EventStruct:
             name = _key(step) if self._in_two_steps else str(step)
             shaped[name] = found if isinstance(below, Leaf) else self._shaped(found, below)
         return shaped
+
+    def _make_plain(
+        self, shaped: dict[str, Any], node: _Node, plain: Callable[[str, Any], Any]
+    ) -> None:
+        for step, below in node.steps.items():
+            name = _key(step) if self._in_two_steps else str(step)
+            if name not in shaped:
+                continue
+            if isinstance(below, Leaf):
+                shaped[name] = plain(below.attribute, shaped[name])
+            else:
+                self._make_plain(shaped[name], below, plain)
 
 
 def _is_unusual(step: str | int) -> bool:

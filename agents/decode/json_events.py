@@ -8,7 +8,8 @@ broken lines as three events. A check for such lines costs more than one call pe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -19,6 +20,7 @@ from agents.decode.event_batch import DETAIL_CHARS_MAX, ID_COLUMN, INDEX_COLUMN,
 from agents.decode.event_struct import EventStruct, Leaf
 from agents.decode.times import TimeReader, parse_times
 from tables.model.layer import Source
+from tables.model.path import Path
 from tables.model.window import TIME_MS_MAX, TIME_MS_MIN
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -62,6 +64,11 @@ class JsonEvents:
             leaves.setdefault(field.at, Leaf(f"field_{field.name}", kind, field.required))
         if source.id_at is not None:
             leaves.setdefault(source.id_at, Leaf("id_", _Int64 | str | None))
+        kinds: dict[Path, str] = {
+            f.at: "number" if f.converts and f.type == "float" else f.type for f in source.fields
+        }
+        kinds |= {source.time_at: "time", source.type_at: "string"}
+        self._kinds = {leaf.attribute: kinds.get(path, "id") for path, leaf in leaves.items()}
         self._nullable = {field.name for field in source.nullable}
         self._struct = EventStruct(leaves, _convert, takes_all=bool(self._nullable))
         self._decode = self._struct.decode
@@ -139,6 +146,27 @@ class JsonEvents:
         except UNREADABLE as error:
             return EventFault("json", str(error)[:DETAIL_CHARS_MAX])
 
+    def take(self, values: Mapping[str, Any], plain: Callable[[str, Any], Any]) -> Any:
+        """Return the event of an event's values, or the :class:`EventFault` that they have.
+
+        Args:
+            values: the values, as those of JSON, in dicts and lists.
+            plain: returns a value as one of JSON, given the declared type: ``time`` of the time,
+                ``id`` of an id that is not declared, ``number`` of a float with options, else as
+                fields have it.
+        """
+        try:
+            return self._struct.take(values, lambda at, found: plain(self._kinds[at], found))
+        except msgspec.ValidationError as error:
+            return self._fault(str(error))
+
+    def instant(self, time_ms: int) -> int | str:
+        """Return milliseconds as the time of an event, which may be in seconds."""
+        if not self._is_seconds or not TIME_MS_MIN <= time_ms <= TIME_MS_MAX:
+            return TIME_MS_MAX if self._is_seconds else time_ms
+        at = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=time_ms)
+        return at.isoformat()
+
     def is_document(self, value: bytes) -> bool:
         """Return whether a value is one JSON document, an event or not, rather than lines."""
         if b"\n" not in value:
@@ -187,6 +215,10 @@ class JsonEvents:
             detail = str(last)
         except UNREADABLE as last:
             return EventFault("json", str(last)[:DETAIL_CHARS_MAX])
+        return self._fault(detail)
+
+    def _fault(self, detail: str) -> EventFault:
+        """Return the fault that a validation error's words are about."""
         reason = _reason(detail)
         if reason == "out_of_range" and self._is_seconds and detail.endswith(self._time_path):
             detail += "; are these milliseconds instead of seconds?"
@@ -282,6 +314,8 @@ def _reason(message: str) -> str:
         return "json"
     if "missing required field" in message or "got `null`" in message:
         return "missing"
+    if "not finite" in message:
+        return "not_finite"
     if "out of range" in message or "` <= " in message or "` >= " in message:
         return "out_of_range"
     return "wrong_type"

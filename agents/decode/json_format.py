@@ -12,8 +12,9 @@ from collections.abc import Callable
 import polars as pl
 
 from agents.decode.event_batch import RECORD_SPAN
-from agents.decode.json_events import EventFault, JsonEvents, are_utf8, elements_of, lines_of
+from agents.decode.json_events import JsonEvents, are_utf8, elements_of, lines_of
 from agents.decode.record_format import RecordFormat, RunResults
+from agents.decode.struct_events import add_structs
 from tables.model.layer import Source
 
 _JSON_TYPE, _NDJSON_TYPE = "application/json", "application/x-ndjson"
@@ -90,21 +91,11 @@ class JsonDecoder:
         if not value.strip():
             run.refuse_blank(index)
             return
-        indexes: list[int] = []
-        faults: dict[str, tuple[list[int], str]] = {}
         events = self._events(value)
         if not events:
             run.refuse_record(index, "empty", "empty", "an array without events")
             return
-        for number, event in enumerate(map(self._json.decode_one, events)):
-            if isinstance(event, EventFault):
-                faults.setdefault(event.reason, ([], event.detail))[0].append(number)
-            else:
-                run.events.structs.append(event)
-                indexes.append(index * RECORD_SPAN + number)
-        run.ledger.add_decoded(1, len(events))
-        for reason, (at, detail) in faults.items():
-            run.refuse_events(index, tuple(at), reason, detail)
+        indexes = add_structs(run, index, map(self._json.decode_one, events))
         run.events.add_indexes(pl.Series(indexes, dtype=pl.UInt64))
 
     def _events(self, value: bytes) -> list[bytes]:

@@ -13,6 +13,7 @@ from typing import cast
 import polars as pl
 
 from agents.decode import formats
+from agents.decode.avro_format import frame_id
 from agents.decode.decoded_events import DecodedEvents
 from agents.decode.event_batch import (
     INDEX_COLUMN,
@@ -23,19 +24,34 @@ from agents.decode.event_batch import (
 )
 from agents.decode.json_events import JsonEvents
 from agents.decode.run_decoder import RunDecoder, SourceFormats
-from tables.model.layer import Source
+from agents.decode.schemas import Schemas
+from tables.model.layer import Source, needs_registry
 from tables.model.ledger import LedgerDelta
 from tables.model.window import SECONDS_IN_MS_MAX, TIME_MS_MAX
 from tables.record.chunk import Run
 
 
 class Decoder:
-    """Decodes the records of one source, of any format."""
+    """Decodes the records of one source, of any format.
 
-    def __init__(self, source: Source) -> None:
+    Args:
+        source: the source.
+        schemas: the schemas of the registry; None if this process has none.
+    """
+
+    def __init__(self, source: Source, schemas: Schemas | None = None) -> None:
         self._source = source
         self._json = JsonEvents(source)
-        self._formats = SourceFormats(source, formats.FORMATS, formats.OTHERWISE)
+        self._formats = SourceFormats(source, *formats.formats_of(source, schemas))
+        self._schemas = schemas if needs_registry(source) else None
+
+    async def learn(self, runs: list[Run]) -> None:
+        """Wait until the registry's schemas that runs need are known, or known to be missing."""
+        if self._schemas is None:
+            return
+        found = {frame_id(value) for run in runs for value in run.values} - {None}
+        if lacking := self._schemas.lacking(cast("set[int]", found)):
+            await self._schemas.learn(lacking)
 
     def decode(self, runs: list[Run]) -> EventBatch:
         """Return the events of ``runs``, which are of this source's topic, in order."""

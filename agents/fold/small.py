@@ -40,9 +40,9 @@ class SmallBatchFolder:
         self._record_bytes_max = source.record_bytes_max
         self._layers = [_SmallLayer(layer, self._json) for layer in plan.layers]
         self._classifier = Classifier(plan.layers)
-        # Ids are searched many at once; a scaled time is not the value of its field, and wrong
-        # values that become null are counted in frames.
-        is_plain = source.time_unit_ms == 1 and not source.nullable
+        # Ids are searched many at once; a scaled time is not the value of its field, wrong values
+        # that become null are counted in frames, and records of a declared format are not JSON.
+        is_plain = source.time_unit_ms == 1 and not source.nullable and source.format is None
         self._usable = source.id_field is None and is_plain
 
     @property

@@ -56,7 +56,7 @@ class Reset:
     """Finds all that belongs to a map, and deletes it.
 
     Attributes:
-        archive: the archive to delete, in words.
+        archive: the archive to delete, in words; empty if it is known that there is none.
 
     Raises:
         SettingError: the archive's driver is not installed.

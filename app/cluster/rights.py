@@ -71,8 +71,14 @@ class Right:
 def rights_of(themap: Map, role: Role, group: str) -> list[Right]:
     """Return the rights that a role must have on Kafka; ``group`` is that of the map's workers."""
     wanted = _TOPICS[role]
+    # Owners write heartbeats into silent partitions.
+    written = {one.topic for one in themap.sources if one.idle_heartbeat_ms and role == "worker"}
     found = [
-        Right("topic", spec.name, wanted[spec.kind])
+        Right(
+            "topic",
+            spec.name,
+            wanted[spec.kind] + (("Write",) if spec.name in written else ()),
+        )
         for spec in topics_of(themap, replication=1)
         if spec.kind in wanted
     ]

@@ -75,6 +75,7 @@ def command(
         topic=topic,
         files=[InputFile(name, input_form) for name in files],
         form=form,
+        declared=source.format if source is not None else None,
         keys=keys_of(source) if source is not None else keys_at(key_paths),
         check=EventCheck(themap, source) if themap is not None and source is not None else None,
         rate=rate,

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from app.commands.endpoint import AskedEndpoint, endpoint_options
-from app.commands.query_tables import caption, cells_table, range_text, sparks_table
+from app.commands.query_tables import caption, cells_table, counted, range_text, sparks_table
 from app.host.printable import printable, printable_json
 from tables.model.errors import QueryError
 from tables.model.window import time_text
@@ -98,7 +98,8 @@ class Question:
 @click.argument("name")
 @click.option(
     "--key", "keys", multiple=True, metavar="FIELD=VALUE",
-    help="A key field's value; of a family, several times for one of several.",
+    help="Only this value of a key field. Give it again for another field; with --step, --group"
+    " or --measure also for another value of the same field.",
 )  # fmt: skip
 @click.option(
     "--from", "from_time", metavar="TIME",
@@ -160,7 +161,7 @@ def command(
         else:
             answer = question.answer(client)
             console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
-            console.print(_drawn(answer, bars=bars))
+            console.print(_drawn(answer, console, bars=bars))
             _note(_notes_of(answer))
 
 
@@ -222,7 +223,7 @@ def _watch(ask: Callable[[], Answer | FamilyAnswer], *, bars: bool) -> None:
     def drawn() -> Group:
         answer = ask()
         notes = (Text(printable(note)) for note in _notes_of(answer))
-        return Group(_drawn(answer, bars=bars), *notes)
+        return Group(_drawn(answer, console, bars=bars), *notes)
 
     try:
         with Live(drawn(), console=console, auto_refresh=False) as live:
@@ -258,26 +259,28 @@ def _notes(whole_from: Mapping[str, int | None], *, partial: bool) -> list[str]:
 
 def _cut(rows: int, *, is_family: bool) -> list[str]:
     """Return the mark of rows that the limit cut."""
-    word = "row" if is_family else "cell"
-    return [f"… {rows:,} more {word}{'' if rows == 1 else 's'}; --limit 0 shows all"] * bool(rows)
+    more = counted(rows, "more row" if is_family else "more cell")
+    return [f"… {more}; --limit 0 shows all"] * bool(rows)
 
 
-def _drawn(answer: Answer | FamilyAnswer, *, bars: bool) -> Group:
-    """Return the table, a line about it, and the mark of rows that were cut."""
+def _drawn(answer: Answer | FamilyAnswer, console: Console, *, bars: bool) -> Group:
+    """Return the table, the marks of measures and rows that it has not, and a line about it."""
     is_family = isinstance(answer, FamilyAnswer)
     about = range_text(answer.from_ms, answer.to_ms)
+    marks: list[str] = []
     if isinstance(answer, Answer):
         title = f"{answer.layer} (partial)" if answer.partial else answer.layer
-        table = cells_table(title, answer.cells)
-        about = f"{len(answer.cells):,} cells, {about}"
+        table, marks = cells_table(title, answer.cells, console.width)
+        about = f"{counted(len(answer.cells), 'cell')}, {about}"
     elif bars and answer.rows:
         table = sparks_table(answer.family, answer)
         about = f"{about}, {caption(answer)}"
     else:
-        table = cells_table(answer.family, answer.rows)
-        about = f"{len(answer.rows):,} rows, {about}, {caption(answer)}"
+        table, marks = cells_table(answer.family, answer.rows, console.width)
+        about = f"{counted(len(answer.rows), 'row')}, {about}, {caption(answer)}"
     table.caption = None
-    return Group(table, *map(Text, [about, *_cut(answer.rows_after, is_family=is_family)]))
+    lines = [*marks, about, *_cut(answer.rows_after, is_family=is_family)]
+    return Group(table, *map(Text, lines))
 
 
 def _keys(keys: tuple[str, ...], *, several: bool) -> dict[str, str | list[str]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TypeGuard
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,21 +18,47 @@ from treasure_map import Cell, FamilyAnswer, Row
 
 BARS = "▁▂▃▄▅▆▇█"
 Value = int | float | str | None
+_WIDTH_MAX = 1 << 16
 
 
-def cells_table(title: str, cells: Sequence[Cell | Row]) -> Table:
-    """Return a table with a line a cell: window, key, measures."""
-    table = Table(title=Text(printable(title)), caption=f"{len(cells)} cells")
-    first = cells[0] if cells else None
+def cells_table(
+    title: str, cells: Sequence[Cell | Row], columns_max: int
+) -> tuple[Table, list[str]]:
+    """Return a table with a line a cell: window, key, measures; and the mark of measures left out.
+
+    Args:
+        title: above the table.
+        cells: its lines, all of one layer or family.
+        columns_max: the characters of a line. The last measures are left out if a line is longer,
+            because folded numbers cannot be read; the first stays.
+    """
+    measures = list(cells[0].measures) if cells else []
+    counts = range(1, len(measures) + 1)
+    fitting = bisect.bisect_right(
+        counts, columns_max, key=lambda count: _width(_cells_table(title, cells, measures[:count]))
+    )
+    fitting = max(fitting, min(1, len(measures)))
+    more = counted(len(measures) - fitting, "more measure")
+    mark = f"… {more}; a wider terminal, `query` with --csv or --json shows all"
+    return _cells_table(title, cells, measures[:fitting]), [mark] * (fitting < len(measures))
+
+
+def _width(table: Table) -> int:
+    """Return the characters of a line of a table in which nothing is folded."""
+    return Console(width=_WIDTH_MAX).measure(table).maximum
+
+
+def _cells_table(title: str, cells: Sequence[Cell | Row], measures: Sequence[str]) -> Table:
+    table = Table(title=Text(printable(title)), caption=counted(len(cells), "cell"))
     table.add_column("window start")
     table.add_column("window end")
-    for name in first.key if first else ():
+    for name in cells[0].key if cells else ():
         table.add_column(Text(printable(name)), overflow="fold")
-    for name in first.measures if first else ():
+    for name in measures:
         table.add_column(Text(printable(name)), justify="right", overflow="fold")
     for cell in cells:
         times = [time_text(cell.window_start), time_text(cell.window_end)]
-        values = [*cell.key.values(), *cell.measures.values()]
+        values = [*cell.key.values(), *(cell.measures[name] for name in measures)]
         table.add_row(*times, *(Text(shown(value)) for value in values))
     return table
 
@@ -53,6 +81,11 @@ def sparks_table(title: str, answer: FamilyAnswer) -> Table:
             line += [Text(sparkline(values)), Text(shown(known[-1] if known else None))]
         table.add_row(*line)
     return table
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which has an s behind other numbers than 1."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def range_text(from_ms: int, to_ms: int) -> str:
@@ -103,6 +136,8 @@ def shown(value: object) -> str:
     """Return a value as text that cannot steer the terminal."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.6f}"
     return printable(str(value))

@@ -39,7 +39,8 @@ async def _reset(themap: Map, settings: Settings, *, yes: bool) -> None:
     _echo(f"topic {name}" for name in doomed.topics)
     if doomed.group is not None:
         _echo([f"consumer group {doomed.group}"])
-    _echo([reset.archive])
+    if reset.archive:
+        _echo([reset.archive])
     if doomed.stores is not None:
         _echo([f"the local stores in {doomed.stores}"])
     click.echo("it does not touch:")

@@ -16,7 +16,7 @@ from app.commands.interrupts import until_interrupted
 from app.commands.produce import progress_of
 from app.commands.progress_line import ProgressLine
 from app.commands.query import PIPE_COLUMNS
-from app.commands.query_tables import cells_table
+from app.commands.query_tables import cells_table, counted
 from app.demo.own_events import Trial, Tried, serve, tried
 from app.demo.own_report import command_lines, outcome_lines, reached_layers, span_ms
 from app.host.printable import printable
@@ -136,14 +136,16 @@ def _report(themap: Map, found: Tried) -> None:
     with QueryClient(found.url) as client:
         for layer in reached_layers(themap, found.check.source.name):
             answer = client.cells(layer.name, {}, *span_ms(layer, found), limit=_ROWS_SHOWN)
-            table = cells_table(f"{layer.name}, per {layer.window}", answer.cells)
+            title = f"{layer.name}, per {layer.window}"
+            table, marks = cells_table(title, answer.cells, console.width)
             table.caption = _caption(answer)
             click.echo()
-            console.print(table)
+            console.print(table, *marks, sep="\n", markup=False, highlight=False)
     click.echo()
     for line in command_lines(themap, found):
         click.echo(printable(line))
 
 
 def _caption(answer: Answer) -> str:
-    return f"the first {len(answer.cells)} cells" if answer.more else f"{len(answer.cells)} cells"
+    cells = counted(len(answer.cells), "cell")
+    return f"the first {cells}" if answer.more else cells

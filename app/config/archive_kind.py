@@ -35,8 +35,9 @@ class Schema(NamedTuple):
 class Wiping(NamedTuple):
     """Cells that ``reset`` deletes: ``words`` name them, ``wipe`` deletes them and waits.
 
-    ``check`` deletes nothing. It waits, and raises ArchiveError if they are not the map's, or
-    cannot be reached; ``wipe`` raises it too if they cannot be deleted.
+    ``words`` are empty if it is known that there are none. ``check`` deletes nothing. It waits, and
+    raises ArchiveError if they are not the map's, or cannot be reached; ``wipe`` raises it too if
+    they cannot be deleted.
     """
 
     words: str

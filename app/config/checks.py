@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ _TOGETHER = (
     ("kafka_username", "kafka_password"),
     ("kafka_sasl_mechanism", "kafka_username"),
     ("cassandra_username", "cassandra_password"),
+    ("schema_registry_username", "schema_registry_password"),
 )
 # Fields that mean nothing without another.
 _NEEDS = tuple(
@@ -86,4 +88,11 @@ def _posture(settings: Settings) -> Iterator[Fault]:
             f" want TLS; set kafka_tls or kafka_ca_file, {INSECURE}"
         )
         yield ("brokers", "kafka_tls"), text
+    url = urllib.parse.urlsplit(settings.schema_registry_url)
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
+        text = (
+            f"schema_registry_url: got {settings.schema_registry_url}, beyond loopback without TLS;"
+            f" want https://; change it, {INSECURE}"
+        )
+        yield ("schema_registry_url",), text
     yield from archive_of(settings).exposed(settings)

@@ -59,10 +59,11 @@ class EmbeddedKind(ArchiveKind):
 
     def wiping(self, settings: Settings, map_name: str) -> Wiping:
         """Return the folder's archive."""
+        from tables.archive.embedded.folder import has_archive  # noqa: PLC0415 - if chosen
         from tables.archive.embedded.wipe import check_wipe, wipe_folder  # noqa: PLC0415 - if chosen
 
         folder = settings.archive_folder
-        cells = f"the archive in folder {folder.absolute()}"
+        cells = f"the archive in folder {folder.absolute()}" if has_archive(folder) else ""
         return Wiping(
             cells,
             functools.partial(check_wipe, folder, map_name),

@@ -244,6 +244,29 @@ class SettingFields(msgspec.Struct, frozen=True, kw_only=True):
     cassandra_password: Annotated[Secret, means("Password to log in to Cassandra with.")] = ""
     cassandra_password_file: Annotated[PrivateFile, _holds("cassandra_password")] = ""
 
+    schema_registry_url: Annotated[
+        str,
+        means(
+            "Schema registry of sources of format `avro`: its URL, with the path of Confluent's"
+            " interface if it has one.",
+            pattern=_URL,
+            wanted="a URL like https://registry:8081",
+        ),
+    ] = ""
+    schema_registry_ca_file: Annotated[str, _authorities("schema registry")] = ""
+    schema_registry_username: Annotated[
+        str,
+        means(
+            "Name to log in to the schema registry with.",
+            pattern=r"^[^:]*$",
+            wanted="a name without colon",
+        ),
+    ] = ""
+    schema_registry_password: Annotated[
+        Secret, means("Password to log in to the schema registry with.")
+    ] = ""
+    schema_registry_password_file: Annotated[PrivateFile, _holds("schema_registry_password")] = ""
+
     web_host: Annotated[str, means("Address the query endpoint binds to.", min_length=1)] = (
         "127.0.0.1"
     )

@@ -9,6 +9,7 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from agents.decode.schemas import Schemas
 from agents.outage import Outage
 from agents.partition.owners import PartitionManager
 from app.health.backpressure import Pressure
@@ -33,6 +34,7 @@ def reasons(
     pressure: Pressure,
     watch: Watch,
     behind_records_max: int,
+    schemas: Schemas | None = None,
 ) -> Iterator[str]:
     """Yield why a worker is not ready, the most basic reason first."""
     yield from joining(transport)
@@ -40,6 +42,8 @@ def reasons(
         yield f"the group refuses this worker: {refusal}"
     for question in watch.questions:
         yield from away(question.outage)
+    if schemas is not None:
+        yield from away(schemas.outage)
     yield from closed(archive, owners.emitted.archive)
     yield from owners.rivals.reasons()
     yield from unowned(owners.themap, transport)

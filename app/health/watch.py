@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 
 from aiokafka.errors import KafkaError
 
+from agents.decode.schemas import Schemas
 from agents.outage import Outage
 from agents.partition.owners import PartitionManager
 from agents.tasks import within
@@ -197,8 +198,13 @@ def watch_of(
     transport: Transport,
     pressure: Pressure,
     archive: Archive,
+    *,
+    schemas: Schemas | None = None,
 ) -> Watch:
-    """Return the watch over Kafka, the archive and the progress of partitions."""
+    """Return the watch over Kafka, the archive and the progress of partitions.
+
+    Sources may stand while the registry of ``schemas`` is away.
+    """
 
     def positions() -> dict[TopicPartition, int]:
         found = {(owner.plan.topic, owner.partition): owner.position for owner in owners.each()}
@@ -209,6 +215,8 @@ def watch_of(
 
     def is_paused(topic: str) -> bool:
         is_source = owners.plans[topic].source is not None
+        if is_source and schemas is not None and schemas.outage.is_away:
+            return True
         return bool((pressure.sources if is_source else pressure.layers).reasons)
 
     progress = Progress(settings.stuck_after_ms / 1_000, transport.restart)

@@ -19,17 +19,22 @@ import orjson
 import polars as pl
 
 from app.load import writers
+from app.load.avro_container import avro_container
 from app.load.event_shape import EventShape
-from app.load.writers import Writer, arrow_stream
+from app.load.writers import Writer, arrow_stream, csv_text
 from tables.model.layer import Source
 from tables.model.window import DAY_MS, TIME_MS_MAX
 from tables.record.chunk import Headers
 from tables.record.heartbeat import HEARTBEAT_HEADER, encode_heartbeat
 
 Stage = Literal["row", "line", "record"]
-Forms = Literal["every", "lines", "columns", "arrow"]
+Forms = Literal["every", "lines", "floats", "arrow", "csv", "avro"]
 
 KEY_BYTES_MAX = 1_024
+_ARROW: Headers = (("content-type", b"application/vnd.apache.arrow.stream"),)
+_AVRO: Headers = (("content-type", b"application/avro"),)
+_CSV: Headers = (("content-type", b"text/csv"),)
+
 OVERSIZED_EVERY = 50
 """Rounds of kinds for each oversized record, which replaces a round: it has a MiB or more."""
 
@@ -84,9 +89,10 @@ class Bad:
     def suits(self, writer: Writer) -> bool:
         """Return whether a format can have it."""
         return {
-            "every": True, "lines": writer.uses_lines, "columns": not writer.uses_lines,
-            "arrow": writer.name == "arrow",
-        }[self.forms]  # fmt: skip
+            "every": True, "lines": writer.uses_lines,
+            # Texts of CSV that are not numbers are of another type.
+            "floats": not writer.uses_lines and writer.name != "csv",
+        }.get(self.forms, writer.name == self.forms)  # fmt: skip
 
     @property
     def reason(self) -> str:
@@ -236,7 +242,7 @@ def _empty(sample: Sample) -> tuple[bytes, Headers]:
 
 
 def _no_rows(sample: Sample) -> tuple[bytes, Headers]:
-    return arrow_stream(sample.shape.frame(sample.events.clear())), ()
+    return arrow_stream(sample.shape.frame(sample.events.clear())), _says_arrow(sample)
 
 
 def _oversized(sample: Sample) -> tuple[bytes, Headers]:
@@ -246,7 +252,7 @@ def _oversized(sample: Sample) -> tuple[bytes, Headers]:
 
 
 def _content_type(sample: Sample) -> tuple[bytes, Headers]:
-    kind = sample.chance.choice((b"text/csv", b"application/avro", b"", b"json"))
+    kind = sample.chance.choice((b"text/plain", b"application/xml", b"", b"json"))
     return sample.line(), (("content-type", kind),)
 
 
@@ -259,7 +265,6 @@ def _heartbeat(sample: Sample) -> tuple[None, Headers]:
 
 def _arrow(sample: Sample) -> tuple[bytes, Headers]:
     """Return Arrow that is cut off, that is something else, or whose lengths are not true."""
-    header = (("content-type", b"application/vnd.apache.arrow.stream"),)
     whole = arrow_stream(sample.shape.frame(pl.concat([sample.frame()] * 7)))
     one, lie = (7).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little")
     values = (
@@ -270,13 +275,18 @@ def _arrow(sample: Sample) -> tuple[bytes, Headers]:
         whole.replace(one, lie),
         sample.line(),
     )
-    return sample.chance.choice(values), header
+    return sample.chance.choice(values), _ARROW
+
+
+def _says_arrow(sample: Sample) -> Headers:
+    """Return the header without which a source that declares a format does not see Arrow."""
+    return () if sample.source.format is None else _ARROW
 
 
 def _arrow_wrong_type(sample: Sample) -> tuple[bytes, Headers]:
     name, value = sample.chance.choice(_wrong_values(sample))
     column = pl.Series(name, [[1]]) if isinstance(value, list | dict) else pl.Series(name, [value])
-    return sample.stream(column), ()
+    return sample.stream(column), _says_arrow(sample)
 
 
 def _arrow_out_of_range(sample: Sample) -> tuple[bytes, Headers] | None:
@@ -284,7 +294,70 @@ def _arrow_out_of_range(sample: Sample) -> tuple[bytes, Headers] | None:
     if not names:
         return None
     column = pl.Series(sample.chance.choice(names), [2**64 - 1], dtype=pl.UInt64)
-    return sample.stream(column), ()
+    return sample.stream(column), _says_arrow(sample)
+
+
+def _csv(sample: Sample) -> tuple[bytes, Headers]:
+    """Return a record of CSV whose one row breaks the rules."""
+    form = sample.source.format
+    value = csv_text(sample.shape.frame(sample.frame()), form)
+    row = value.rstrip(b"\n").split(b"\n")[-1]
+    mark = form.delimiter.encode() if form is not None else b","
+    broken = (row + mark + b'"', row + 2 * mark, b'x"' + row, row + b"\xff", b'"' + row)
+    return value.rstrip(b"\n").removesuffix(row) + sample.chance.choice(broken), _CSV
+
+
+def _csv_wrong_type(sample: Sample) -> tuple[bytes, Headers] | None:
+    wrong = {"int": ("7.5", "x", " 7", "1e-3"), "float": ("x", "1,5", "0x1", "nan"),
+        "bool": ("1", "yes")}  # fmt: skip
+    own = (sample.shape.time, sample.shape.type)
+    usual = [f for f in sample.source.fields if f.type in wrong and not f.null_on_error]
+    fields = [field for field in usual if field.name not in own]
+    if not fields:
+        return None
+    field = sample.chance.choice(fields)
+    column = pl.Series(field.name, [sample.chance.choice(wrong[field.type])])
+    frame = sample.shape.frame(sample.frame().with_columns(column))
+    return csv_text(frame, sample.source.format), _CSV
+
+
+def _csv_out_of_range(sample: Sample) -> tuple[bytes, Headers]:
+    numbers = [(name, "9" * 30) for name in (sample.shape.time, *_whole_numbers(sample))]
+    texts = [(sample.shape.time, text) for text in ("soon", "2026-02-30T00:00:00Z")]
+    name, value = sample.chance.choice(numbers + texts)
+    frame = sample.shape.frame(sample.frame().with_columns(pl.Series(name, [value])))
+    return csv_text(frame, sample.source.format), _CSV
+
+
+def _csv_names(sample: Sample) -> tuple[bytes, Headers] | None:
+    """Return rows behind a row that does not name the columns; None if the source names them."""
+    if sample.source.format is not None and sample.source.format.columns:
+        return None
+    names = sample.chance.choice((b"a,b,a", b'a,"b', b"a,\xff", b",,"))
+    return names + b"\n1,2,3\n", _CSV
+
+
+def _avro(sample: Sample) -> tuple[bytes, Headers]:
+    """Return a container that is cut off, that is something else, or whose lengths are not true."""
+    whole = avro_container(sample.shape.frame(pl.concat([sample.frame()] * 7)))
+    values = (
+        whole[:-20],
+        whole[:6],
+        whole + b"\x0e",
+        whole[:-16] + bytes(16),
+        # Seven events begin the block behind the mark.
+        whole.replace(whole[-16:] + b"\x0e", whole[-16:] + b"\xfe\xff\xff\xff\x7f", 1),
+        sample.line(),
+        b"\0\0\0\0\x07" + sample.line(),
+    )
+    return sample.chance.choice(values), _AVRO
+
+
+def _avro_wrong_type(sample: Sample) -> tuple[bytes, Headers]:
+    name, value = sample.chance.choice(_wrong_values(sample))
+    column = pl.Series(name, [[1]]) if isinstance(value, list | dict) else pl.Series(name, [value])
+    frame = sample.shape.frame(sample.frame().with_columns(column))
+    return avro_container(frame), _AVRO
 
 
 KINDS = (
@@ -294,7 +367,7 @@ KINDS = (
     Bad("wrong_type", "malformed.wrong_type", "line", "lines", _wrong_type),
     Bad("out_of_range", "malformed.out_of_range", "line", "lines", _out_of_range),
     Bad("time_out_of_range", "malformed.out_of_range", "row", "every", _time_out_of_range),
-    Bad("not_finite", "malformed.not_finite", "row", "columns", _not_finite),
+    Bad("not_finite", "malformed.not_finite", "row", "floats", _not_finite),
     Bad("key_too_long", "malformed.key_too_long", "row", "every", _key_too_long),
     Bad("future", "events.future", "row", "every", _future),
     Bad("unclassified", "events.unclassified", "row", "every", _unclassified),
@@ -307,5 +380,11 @@ KINDS = (
     Bad("arrow", "unreadable.arrow", "record", "arrow", _arrow),
     Bad("arrow_wrong_type", "malformed.wrong_type", "record", "arrow", _arrow_wrong_type),
     Bad("arrow_out_of_range", "malformed.out_of_range", "record", "arrow", _arrow_out_of_range),
+    Bad("avro", "unreadable.avro", "record", "avro", _avro),
+    Bad("avro_wrong_type", "malformed.wrong_type", "record", "avro", _avro_wrong_type),
+    Bad("csv", "malformed.csv", "record", "csv", _csv),
+    Bad("csv_names", "unreadable.csv", "record", "csv", _csv_names),
+    Bad("csv_wrong_type", "malformed.wrong_type", "record", "csv", _csv_wrong_type),
+    Bad("csv_out_of_range", "malformed.out_of_range", "record", "csv", _csv_out_of_range),
 )
 """Every kind. Numbers that are not finite are only in formats that can say them, as Arrow can."""

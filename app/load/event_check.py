@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import cast
 
+import msgspec
 import polars as pl
 
 from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch
@@ -75,7 +76,7 @@ class EventCheck:
         self.disorder_ms = 0
         self._layers = themap.base_layers(source.name)
         self._classifier = Classifier(self._layers)
-        self._decoder = Decoder(source)
+        self._decoder = Decoder(msgspec.structs.replace(source, format=None))
         self._newest: dict[int, int] = {}
 
     @property

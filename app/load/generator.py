@@ -32,9 +32,11 @@ from app.load.process import PartResult, PartWriter, Progress, run_process
 from app.load.replay import settled_ms
 from app.load.truth import PartitionTruth
 from app.load.vocabulary import Words, words_of
+from app.load.writers import writers_of
 from app.mapfile.load import load_map
 from tables.model.clock import wall_clock_ms
 from tables.model.layer import Map, Source
+from tables.model.path import path_text
 from tables.model.window import time_text
 from tables.record.heartbeat import HEARTBEAT_HEADER, decode_heartbeat
 
@@ -186,6 +188,12 @@ def _source(themap: Map, plan: LoadSpec) -> Source:
             " --duplicates out"
         )
     shape = EventShape(source)
+    if not any(writer.fits(source) for writer in writers_of(plan.format)):
+        raise GenerateError(
+            f"cannot generate events for {name} as {plan.format}: it cannot say them; got paths"
+            f" {', '.join(map(path_text, source.paths))}; want columns alone for CSV, and for Avro"
+            " names of ASCII, no schema in the map, and the extra avro; give another --format"
+        )
     own = sorted({shape.time, shape.type} & set(source.keyed_by))
     if own:
         raise GenerateError(

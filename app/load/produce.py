@@ -24,15 +24,16 @@ from app.kafka.batch_producer import BatchProducer, partition_of
 from app.load.event_check import EventCheck
 from app.load.event_keys import EventKeys
 from app.load.input_file import InputFile
-from app.load.input_piece import InputError
+from app.load.input_piece import InputError, Piece
 from app.load.replay import settled_ms
-from app.load.writers import arrow_stream
+from app.load.writers import WRITERS
 from tables.model.clock import wall_clock_ms
-from tables.model.layer import Map, Source
+from tables.model.layer import Map, RecordForm, Source
 from tables.model.window import time_text
 from tables.record.remembered import Remembered
 
-FORMATS = ("json", "ndjson", "arrow")
+FORMATS = ("json", "ndjson", "arrow", "csv", "avro")
+_COLUMNS = ("arrow", "csv", "avro")
 RECORD_EVENTS_MAX = 500
 RECORD_BYTES_MAX = 900 * 1024
 """Bytes of a record of many events: Kafka's topics accept a MiB by default, with its frame."""
@@ -65,6 +66,7 @@ class Production:
         topic: gets the events; it must exist.
         files: the files, in the order in which they are written.
         form: the form of records, one of ``FORMATS``.
+        declared: the format that the map declares for records without a header.
         keys: returns the keys of events; None leaves them out.
         check: checks all events before they are written.
         rate: events a second; 0 is as fast as possible.
@@ -75,6 +77,7 @@ class Production:
     topic: str
     files: Sequence[InputFile]
     form: str = "json"
+    declared: RecordForm | None = None
     keys: EventKeys | None = None
     check: EventCheck | None = None
     rate: float = 0.0
@@ -108,7 +111,7 @@ async def produce(
         for number, file in enumerate(plan.files):
             pieces = file.pieces()
             while piece := await asyncio.to_thread(next, pieces, None):
-                rows = piece.rows() if plan.form == "arrow" and piece.rows else None
+                rows = _rows(plan, file, piece)
                 for first, last in _steps(len(piece.lines), plan.rate):
                     if plan.rate:
                         due_s = begin_s + written.events / plan.rate
@@ -151,13 +154,31 @@ async def settle(plan: Production, themap: Map, source: Source, last_ms: int | N
 
 
 def _check_form(plan: Production) -> None:
-    """Raise InputError if a file has no columns, which records of Arrow need."""
+    """Raise InputError if a file has no columns, which records of Arrow and CSV need."""
     lines = [file.name for file in plan.files if file.form in ("lines", "array")]
-    if plan.form == "arrow" and lines:
+    if plan.form in _COLUMNS and lines:
         raise InputError(
-            f"cannot write {lines[0]} as arrow: got JSON, whose values have no columns; want CSV or"
-            " Parquet; give --format json or ndjson"
+            f"cannot write {lines[0]} as {plan.form}: got JSON, whose values have no columns; want"
+            " CSV or Parquet; give --format json or ndjson"
         )
+
+
+def _rows(plan: Production, file: InputFile, piece: Piece) -> pl.DataFrame | None:
+    """Return the events of a piece as columns, if records have columns.
+
+    Raises:
+        InputError: columns hold objects or lists, which CSV does not have.
+    """
+    if plan.form not in _COLUMNS or piece.rows is None:
+        return None
+    rows = piece.rows()
+    nested = [column.name for column in rows if column.dtype.is_nested()]
+    if plan.form == "csv" and nested:
+        raise InputError(
+            f"cannot write {file.name} as csv: got objects or lists in {nested[0]}; want values in"
+            " columns alone; give --format arrow or ndjson"
+        )
+    return rows
 
 
 def _steps(events: int, rate: float) -> Iterator[tuple[int, int]]:
@@ -178,6 +199,10 @@ class _Writer:
             lambda key: partition_of(key, feed.partitions)
         )
         self._turns = itertools.cycle(range(feed.partitions))
+        (found,) = (one for one in WRITERS if one.name == plan.form)
+        writer = found.declared(plan.declared)
+        self._encode = writer.encode
+        self._headers = () if writer.is_recognised else writer.headers
 
     def write(self, lines: list[bytes], rows: pl.DataFrame | None) -> None:
         """Hand over events, of which ``rows`` are the same if records have columns."""
@@ -203,7 +228,8 @@ class _Writer:
             self._written.keyless += keys.count(None)
 
     def _add(self, partition: int, keys: Sequence[bytes | None], values: Sequence[bytes]) -> None:
-        self._feed.add(partition, keys, values)
+        headers = dict.fromkeys(range(len(values)), self._headers) if self._headers else {}
+        self._feed.add(partition, keys, values, headers)
         self._written.records += len(values)
 
     def _add_lines(
@@ -221,7 +247,7 @@ class _Writer:
 
     def _add_rows(self, partition: int, keys: Sequence[bytes | None], rows: pl.DataFrame) -> None:
         """Add records of as many rows as one may hold; each has the key of its first."""
-        value = arrow_stream(rows) if rows.height <= RECORD_EVENTS_MAX else b""
+        value = self._encode(rows, []) if rows.height <= RECORD_EVENTS_MAX else b""
         if value and (len(value) <= RECORD_BYTES_MAX or rows.height == 1):
             self._add(partition, [keys[0]], [value])
             return

@@ -24,7 +24,7 @@ from app.load.events import StepEvents
 from app.load.plan import GenerateError, LoadSpec, Part
 from app.load.truth import PartitionTruth, Truth
 from app.load.vocabulary import Words
-from app.load.writers import MIXED, Writer, writers_of
+from app.load.writers import MIXED, Writer, writers_for
 from tables.model.ledger import add
 from tables.record.chunk import Headers
 
@@ -55,7 +55,7 @@ class RecordMaker:
 
     def __init__(self, words: Words, plan: LoadSpec, part: Part) -> None:
         self._words = words
-        self._writers = writers_of(plan.format)
+        self._writers = writers_for(plan.format, words.source)
         self._is_mixed = plan.format == MIXED
         self._in_pieces = any(writer.holds_many for writer in self._writers)
         self._batch = plan.batch
@@ -110,12 +110,15 @@ class RecordMaker:
         return pieces
 
     def _writer(self) -> tuple[Writer, Headers]:
-        """Return the writer of a piece; in a mix, every other one says its format in a header."""
-        if not self._is_mixed:
-            return self._writers[0], ()
-        writer = self._chance.choice(self._writers)
-        says_format = self._chance.random() < 0.5  # noqa: PLR2004  # half of them
-        return writer, writer.headers if says_format else ()
+        """Return the writer of a piece; in a mix, every other one says its format in a header.
+
+        So does each that a worker would not recognise without.
+        """
+        writer, says_format = self._writers[0], False
+        if self._is_mixed:
+            writer = self._chance.choice(self._writers)
+            says_format = self._chance.random() < 0.5  # noqa: PLR2004  # half of them
+        return writer, writer.headers if says_format or not writer.is_recognised else ()
 
     def _choose(
         self, step: StepEvents, pieces: list[Piece], now_ms: int

@@ -12,10 +12,14 @@ from collections.abc import Callable
 import polars as pl
 
 from agents.decode import formats
+from app.load.avro_container import avro_container, has_avro_names
+from tables.model.layer import RecordForm, Source
 from tables.record.chunk import Headers
 
 MIXED = "mixed"
 """The name of a load of every format."""
+
+Encode = Callable[[pl.DataFrame, list[bytes]], bytes]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,13 +34,27 @@ class Writer:
             as JSON too. Of a format that ``uses_lines`` and holds one event, that is the JSON.
         uses_lines: whether the format writes each event as JSON, which bad input can break.
         holds_many: whether a record may hold more than one event.
+        fits: returns whether it can write the events of a source.
+        is_recognised: whether a worker recognises its records without a header.
+        encode_of: returns the ``encode`` of a source that declares options of the format.
     """
 
     name: str
     events_per_process: int
-    encode: Callable[[pl.DataFrame, list[bytes]], bytes]
+    encode: Encode
     uses_lines: bool
     holds_many: bool = True
+    fits: Callable[[Source], bool] = lambda _: True
+    is_recognised: bool = True
+    encode_of: Callable[[RecordForm], Encode] | None = None
+
+    def declared(self, form: RecordForm | None) -> Writer:
+        """Return the writer of a source that declares a format, which may have options."""
+        if form is None:
+            return self
+        is_own = self.name == form.name
+        encode = self.encode_of(form) if is_own and self.encode_of else self.encode
+        return dataclasses.replace(self, encode=encode, is_recognised=is_own)
 
     @property
     def headers(self) -> Headers:
@@ -53,6 +71,16 @@ def arrow_stream(frame: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
+def csv_text(frame: pl.DataFrame, form: RecordForm | None = None) -> bytes:
+    """Return a frame as CSV, behind a row of names unless ``form`` declares the columns."""
+    if form is None or not form.columns:
+        return frame.write_csv(separator=form.delimiter if form else ",").encode()
+    rows = frame.select(
+        pl.col(name) if name in frame.columns else pl.lit(None).alias(name) for name in form.columns
+    )
+    return rows.write_csv(separator=form.delimiter, include_header=False).encode()
+
+
 def _lines(_: pl.DataFrame, lines: list[bytes]) -> bytes:
     return b"\n".join(lines)
 
@@ -61,7 +89,16 @@ WRITERS: tuple[Writer, ...] = (
     Writer("json", 300_000, _lines, uses_lines=True, holds_many=False),
     Writer("ndjson", 400_000, _lines, uses_lines=True),
     Writer("arrow", 500_000, lambda rows, _: arrow_stream(rows), uses_lines=False),
-)
+    Writer(
+        "csv", 500_000, lambda rows, _: csv_text(rows), uses_lines=False, is_recognised=False,
+        fits=lambda source: all(len(path) == 1 for path in source.paths),
+        encode_of=lambda form: lambda rows, _: csv_text(rows, form),
+    ),
+    Writer(
+        "avro", 100_000, lambda rows, _: avro_container(rows), uses_lines=False,
+        fits=has_avro_names,
+    ),
+)  # fmt: skip
 
 
 def names() -> list[str]:
@@ -72,6 +109,15 @@ def names() -> list[str]:
 def writers_of(name: str) -> tuple[Writer, ...]:
     """Return the writers of a load's format, one of :func:`names`."""
     return tuple(writer for writer in WRITERS if name in (writer.name, MIXED))
+
+
+def writers_for(name: str, source: Source) -> tuple[Writer, ...]:
+    """Return the writers of a load of a source: in a mix, those that can write its events."""
+    return tuple(
+        writer.declared(source.format)
+        for writer in writers_of(name)
+        if name != MIXED or writer.fits(source)
+    )
 
 
 def events_per_process(name: str) -> int:

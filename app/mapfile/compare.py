@@ -15,7 +15,7 @@ from agents.partition.claims import OTHER_PARTITIONS
 from app.mapfile.load import digest_of
 from tables.archive.cassandra.cql import CassandraTable
 from tables.measures.registry import accumulators_of
-from tables.model.layer import Field, Layer, Map, Measure, SideKind, Source
+from tables.model.layer import Field, Layer, Map, Measure, RecordForm, SideKind, Source
 from tables.model.path import path_text
 from tables.model.shape import reshaped, shapes_of
 from tables.model.window import Window
@@ -27,6 +27,7 @@ _SOURCE = {
     "time_field": LATER_EVENTS,
     "type_field": LATER_EVENTS,
     "time_unit_ms": LATER_EVENTS,
+    "format": LATER_EVENTS,
     "time_text": LATER_EVENTS,
     "time_fraction": LATER_EVENTS,
     "time_offset": LATER_EVENTS,
@@ -40,6 +41,11 @@ _SOURCE = {
     "inflated_bytes_max": LATER_EVENTS,
     "unclassified": LATER_EVENTS,
     "idle_heartbeat_ms": "holds as soon as a worker with the new map owns a partition",
+}
+_WORDS = {"time_text": "time.text", "time_fraction": "time.fraction", "time_offset": "time.zone"}
+_VALUES: dict[str, dict[object, str]] = {
+    "time_unit_ms": {1: "ms", 1_000: "s"},
+    "time_offset": {"Z": "UTC"},
 }
 _LAYER = {
     "events": LATER_EVENTS,
@@ -279,20 +285,20 @@ def _fields_changed(
         was, is_now = getattr(before, name), getattr(now, name)
         paths = f"{name.removesuffix('_field')}_path"
         if was != is_now or getattr(before, paths, None) != getattr(now, paths, None):
-            word = name.removesuffix("_ms").removesuffix("_field")
+            word = _WORDS.get(name, name.removesuffix("_ms").removesuffix("_field"))
             yield f"~ {word}: {_value(name, was)} -> {_value(name, is_now)}: {meaning}"
 
 
 def _value(name: str, value: object) -> str:
     if value is None or value in ((), ""):
         return "none"
+    if name in _VALUES:
+        return _VALUES[name].get(value, str(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name == "time_unit_ms":
-        return "ms" if value == 1 else "s"
     if name.endswith("_ms") and isinstance(value, int):
         return str(Window(value)) if value else "0s"
-    if name == "where":
+    if name == "where" or isinstance(value, RecordForm):
         return msgspec.json.encode(value).decode()
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

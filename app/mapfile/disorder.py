@@ -28,7 +28,7 @@ class Disorder:
 
     ``events_behind`` counts those that come behind at all. ``most_ms`` covers ``SHARE_IN_TIME`` of
     all events, ``max_ms`` each. ``is_unsorted``: the sample has no order of time, so that nothing
-    follows from it.
+    follows from it for a stream.
     """
 
     events_behind: int

@@ -55,11 +55,13 @@ def load_map(path: Path | str) -> Map:
         raise MapError(
             str(path), [f"line {line}: not UTF-8: {error.reason}; save the file as UTF-8"]
         ) from error
-    return parse_map(text, str(path))
+    return parse_map(text, str(path), path.parent)
 
 
-def parse_map(text: str, source_name: str) -> Map:
+def parse_map(text: str, source_name: str, folder: Path = Path()) -> Map:
     """Return the checked map of a TOML text; ``source_name`` names the text's file in errors.
+
+    Paths of other files in it begin at ``folder``.
 
     Raises:
         MapError: the text is not TOML, or its map cannot be used; it holds every problem.
@@ -72,7 +74,7 @@ def parse_map(text: str, source_name: str) -> Map:
     section = Section(problems, "", table)
     revision = section.integer("revision", 1, REVISION_MAX, required=True)
     name = section.name("name", required=True)
-    sources = read_sources(section)
+    sources = read_sources(section, folder)
     drafts = read_layers(section, sources)
     section.finish()
     note_tables(section, name, [draft.name for draft in drafts])

@@ -23,10 +23,16 @@ NAMES_MAX = 300
 TEXTS_MIN = 20
 """Texts that are all numbers, or all booleans, prove nothing if there are fewer."""
 
-_ID_LIKE = {"id", "code", "key", "number", "no", "nr", "zone", "station", "device", "host", "line"}
+_ID_LIKE = {
+    "id", "code", "key", "number", "no", "nr", "status",
+    "zone", "station", "device", "host", "port", "line",
+}  # fmt: skip
 _TEXT_LIKE = {"type", "kind", "event", "action", "zip", "plz", "postcode", "phone", "version"}
 _PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false")
 """The texts of values that nobody writes as a code: without zeros before them, or a plus."""
+
+_PLACEHOLDER = re.compile(r"\W*|\\N|n/?a|nan|nil|none|null|unknown", re.ASCII | re.IGNORECASE)
+"""The texts for an absent number: the ``-`` of access logs, the ``N/A`` of reports."""
 
 _TYPES: dict[frozenset[str], FieldType] = {
     frozenset(["string"]): "string",
@@ -55,7 +61,8 @@ class Values:
     for others. ``rows`` are the indexes of the events with a scalar there, ``scalars`` its values,
     of the field's type. ``inner`` has the values below by name, as far as they are objects.
     ``type`` is that of a field that accepts every one of these values, None without such a type;
-    ``options`` are those that the field needs for it.
+    ``options`` are those that the field needs for it. ``placeholders`` are texts in the place of
+    numbers, which the field takes as null; their rows and scalars are left out.
     """
 
     path: Path
@@ -66,6 +73,7 @@ class Values:
     is_wide: bool = False
     type: FieldType | None = None
     options: tuple[str, ...] = ()
+    placeholders: tuple[str, ...] = ()
 
     @cached_property
     def distinct(self) -> int:
@@ -85,6 +93,8 @@ class Values:
     def settle(self) -> None:
         """Find the type and its options, when all values were added."""
         self.type = _TYPES.get(frozenset(self.kinds.keys() - {"null"}))
+        if not self._is_named and self.kinds.keys() <= {"string", "int", "float", "null"}:
+            self._settle_placeholders()
         for type_, option in self._conversions():
             flags: dict[str, Any] = {option: True}
             convert = value_converter(Field("", type_, **flags))
@@ -95,14 +105,40 @@ class Values:
             self.type, self.options = type_, (option,)
             break
 
+    def _settle_placeholders(self) -> None:
+        """Make a number of texts that are numbers but for some placeholders, if these are few."""
+        texts = {value for value in self.scalars if type(value) is str}
+        absent = {text for text in texts if _PLACEHOLDER.fullmatch(text)}
+        numbers = [value for value in self.scalars if value not in absent]
+        is_likely = absent and len(numbers) >= max(TEXTS_MIN, len(self.scalars) - len(numbers))
+        if not is_likely or not all(map(_PLAIN_NUMBER.fullmatch, texts - absent)):
+            return
+        for type_ in ("int", "float"):
+            convert = value_converter(Field("", type_, text=True))
+            try:
+                scalars = [convert(value) for value in numbers]
+            except NotConvertibleError:
+                continue
+            pairs = zip(self.rows, self.scalars, strict=True)
+            self.rows = array("L", (row for row, value in pairs if value not in absent))
+            self.type, self.scalars, self.options = type_, scalars, ("text", "on_error")
+            self.placeholders = tuple(sorted(absent))
+            return
+
+    @property
+    def _is_named(self) -> bool:
+        """Whether the name is that of a text, even if the text is a number."""
+        return self.is_id_like or bool(_TEXT_LIKE & set(self.words))
+
     def _conversions(self) -> Iterator[tuple[FieldType, str]]:
         """Yield types and options that may accept the values, the likely ones first."""
+        if self.placeholders:
+            return
         kinds = self.kinds.keys() - {"null"}
         texts = [value for value in self.scalars if type(value) is str]
-        is_named = self.is_id_like or _TEXT_LIKE & set(self.words)
         if kinds in ({"int", "float"}, {"float"}) and self.is_id_like:
             yield "int", "whole"
-        may_be_numbers = kinds != {"string"} or (len(texts) >= TEXTS_MIN and not is_named)
+        may_be_numbers = kinds != {"string"} or (len(texts) >= TEXTS_MIN and not self._is_named)
         is_plain = texts and kinds <= _FIELD_KINDS and all(map(_PLAIN_NUMBER.fullmatch, texts))
         if may_be_numbers and is_plain:
             yield from (("int", "text"), ("float", "text"), ("bool", "text"))

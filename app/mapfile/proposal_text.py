@@ -20,7 +20,7 @@ PARTITIONS = 4
 
 RECORD_BYTES_MAX = 1 << 20
 LISTED_MAX = 20
-_OPTION_VALUES = {"zone": '"UTC"'}
+_OPTION_VALUES = {"zone": '"UTC"', "on_error": '"null"'}
 _OPTION_WORDS = {"text": "written as texts", "whole": "written as floats"}
 _UNITS = {
     "text": "texts of RFC 3339",
@@ -146,7 +146,9 @@ def _field(name: str, values: Values) -> str:
     if values.path == (name,) and not values.options:
         return f'{name} = "{values.type}"'
     path = "" if values.path == (name,) else f"path = {toml_text(path_text(values.path))}, "
-    options = "".join(f", {option} = true" for option in values.options)
+    options = "".join(
+        f", {option} = {_OPTION_VALUES.get(option, 'true')}" for option in values.options
+    )
     return f'{name} = {{{path}type = "{values.type}"{options}}}'
 
 
@@ -162,7 +164,14 @@ def _found(values: Values, events: int) -> str:
         words += f", {_OPTION_WORDS[values.options[0]]}"
     absent = events - len(values.rows)
     if absent:
-        words += f", null or absent in {100 * absent / events:.2g} % of events"
+        forms = [
+            "null",
+            "absent",
+            *(printable(repr(text[:20])) for text in values.placeholders[:3]),
+        ]
+        words += (
+            f", {', '.join(forms[:-1])} or {forms[-1]} in {100 * absent / events:.2g} % of events"
+        )
     return words
 
 
@@ -206,6 +215,14 @@ def _types_of(tree: Tree, events: int) -> Iterator[str]:
 
 def _lateness(proposal: Proposal) -> Iterator[str]:
     disorder = proposal.disorder
+    if disorder.is_unsorted and proposal.sample.partitions is None:
+        # With less, most of the events that the map was made from would be too late.
+        longest = rounded_up(disorder.max_ms)
+        yield f"# The file is not in order of time: {longest} includes all its events, and keeps"
+        yield "# windows open as long. Better: sort the file by time, and propose again."
+        yield f'max_out_of_orderness = "{longest}"'
+        yield 'allowed_lateness = "0s"'
+        return
     if disorder.is_unsorted:
         yield "# The sample is not in an order of time, so it does not show how late events come."
         yield 'max_out_of_orderness = "1m"'

@@ -231,9 +231,12 @@ def _drafts(roles: Roles, others: list[Values], measured: list[Values]) -> list[
         if is_apart and len(groups) > 1:
             rows = {row for row, kind in enumerate(roles.type.scalars) if kind in types}
         scalars = {id(one): _within(one, rows) for one in others}
-        key = _key(types.total(), roles, others, measured, scalars)
-        columns = [scalars[id(one)] for one in key]
-        seen = len(set(zip(*columns, strict=True)))
+        # Layers of several types have the type in their key: else no answer could tell them apart.
+        given = [] if is_apart or len(types) == 1 else [roles.type]
+        skipped = {id(one) for one in (*measured, roles.type)}
+        candidates = [one for one in others if id(one) not in skipped]
+        key = _key(types.total(), given, candidates, scalars) or [roles.type]
+        seen = _distinct(key, scalars)
         numbers = [one for one in measured if scalars[id(one)]]
         drafts.append(_Draft(list(types) if is_apart else ["**"], types, key, seen, numbers))
     return drafts
@@ -247,21 +250,20 @@ def _within(one: Values, rows: set[int] | None) -> list[object]:
 
 def _key(
     events: int,
-    roles: Roles,
-    others: list[Values],
-    measured: list[Values],
+    given: Sequence[Values],
+    candidates: Sequence[Values],
     scalars: dict[int, list[object]],
 ) -> list[Values]:
     """Return the key of events: fields that all of them have, those of most events a value first.
 
-    The type is the key if nothing else can be.
+    The fields of ``given`` come before ``candidates`` if they have few values. A field that is
+    another name of those before it, such as ``login`` behind ``user_id``, is left out.
     """
     values_max = min(VALUES_OF_KEY_MAX, max(VALUES_ALLOWED_MIN, events // EVENTS_A_VALUE_MIN))
-    skipped = {id(one) for one in measured} | {id(roles.type)}
     found: list[tuple[tuple[bool, bool, int, int], Values]] = []
-    for one in others:
+    for one in candidates:
         values = scalars[id(one)]
-        if id(one) in skipped or one.type == "float" or len(values) != events:
+        if one.type == "float" or len(values) != events:
             continue
         if one.type == "int" and not one.is_id_like:
             continue
@@ -273,14 +275,19 @@ def _key(
             continue
         rank = (len(distinct) == 1, not one.is_id_like, len(distinct), len(one.path))
         found.append((rank, one))
-    key: list[Values] = []
+    key = [one for one in given if len(set(scalars[id(one)])) <= values_max]
     for (is_one_value, *_), one in sorted(found, key=lambda pair: pair[0]):
         if key and is_one_value:
             break
-        columns = [scalars[id(field)] for field in (*key, one)]
-        if len(key) < KEYS_MAX and len(set(zip(*columns, strict=True))) <= values_max:
+        before, after = _distinct(key, scalars), _distinct([*key, one], scalars)
+        is_other_name = before == after == _distinct([one], scalars)
+        if len(key) < KEYS_MAX and after <= values_max and not is_other_name:
             key.append(one)
-    return key or [roles.type]
+    return key
+
+
+def _distinct(fields: Sequence[Values], scalars: dict[int, list[object]]) -> int:
+    return len(set(zip(*(scalars[id(one)] for one in fields), strict=True)))
 
 
 def _layers(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
+from app.mapfile.formats import read_format, unreadable_paths
 from app.mapfile.measures import undeclared
 from app.mapfile.section import Section, nearest, shown, topic_problem
 from tables.model.layer import FUTURE_SKEW_MS, IDS_MAX, Field, FieldType, Source
@@ -52,12 +54,16 @@ class DraftSource:
     built: Source | None
 
 
-def read_sources(section: Section) -> dict[str, DraftSource]:
-    """Return the sources of the map's ``sources`` tables by name; problems are noted."""
-    return {name: _read(name, table) for name, table in section.sections("sources").items()}
+def read_sources(section: Section, folder: pathlib.Path) -> dict[str, DraftSource]:
+    """Return the sources of the map's ``sources`` tables by name; problems are noted.
+
+    Paths of other files begin at ``folder``.
+    """
+    tables = section.sections("sources").items()
+    return {name: _read(name, table, folder) for name, table in tables}
 
 
-def _read(name: str, section: Section) -> DraftSource:
+def _read(name: str, section: Section, folder: pathlib.Path) -> DraftSource:
     topic = _read_topic(section)
     partitions = section.integer("partitions", 1, PARTITIONS_MAX, required=True)
     time, time_options = _read_time(section)
@@ -73,10 +79,21 @@ def _read(name: str, section: Section) -> DraftSource:
     arrays = section.flag("arrays")
     compression = section.choice("compression", ("none", "gzip"))
     fields = _read_fields(section, roles)
+    form = read_format(section, folder)
     types = {name: field.type if field else None for name, field in fields.items()}
     keyed_by = _read_keyed_by(name, section, types)
     section.finish()
     _note_paths(section, roles, fields)
+    if form is not None:
+        if compression == "gzip" and form.name == "avro" and not form.schema:
+            section.note(
+                "compression",
+                "the frames of a schema registry cannot be in gzip, because their ids are read"
+                " first; leave one of the two out",
+            )
+        declared = {f"fields.{name}": field.at for name, field in fields.items() if field}
+        for reader, fault in unreadable_paths(form, roles | declared):
+            section.note(reader, fault)
     built = None
     if topic is not None and partitions is not None and time and kind:
         built = Source(
@@ -99,6 +116,7 @@ def _read(name: str, section: Section) -> DraftSource:
             time_path=_nested(time),
             type_path=_nested(kind),
             id_path=_nested(identity or ()),
+            format=form,
             time_text=time_options.text,
             time_fraction=time_options.fraction,
             time_offset=time_options.offset,

@@ -39,6 +39,7 @@ from app.kafka.lane import Lane
 from app.kafka.log import KafkaLog
 from app.kafka.logins import hold_back_logins
 from app.kafka.pace import Pace
+from app.kafka.schema_registry import schemas_of
 from app.kafka.transport import Transport
 from app.kafka.transport_options import TransportOptions
 from app.mapfile.load import load_map
@@ -169,7 +170,7 @@ def build(settings: Settings) -> MapApp:
         misplaced=transport.realign,
         early_emit_s=settings.early_emit_ms / 1_000,
     )
-    layer_topics = {t for t, plan in owners.plans.items() if plan.finer is not None}
+    layer_topics = {topic for topic, plan in owners.plans.items() if plan.finer is not None}
     folders = [settings.state_folder, *archive_of(settings).folders(settings)]
     pressure = Pressure(
         settings.pending_bytes_max, settings.disk_free_bytes_min, folders, owners.pending_bytes
@@ -177,25 +178,25 @@ def build(settings: Settings) -> MapApp:
 
     def lane(name: str, topics: Iterable[str], admits: Callable[[], bool]) -> Lane:
         pace = Pace(settings.gather_ms_max / 1_000, settings.chunk_bytes_max)
-        return Lane(
-            name, topics, app.chunks[name].put, transport.lane_idle, admits=admits, pace=pace
-        )
+        put = app.chunks[name].put
+        return Lane(name, topics, put, transport.lane_idle, admits=admits, pace=pace)
 
     ingest = lane("ingest", owners.plans.keys() - layer_topics, pressure.admits_sources)
     rollup = lane("rollup", layer_topics, pressure.admits_layers)
     transport.serve(owners, [ingest, rollup])
-    reader = Ingest(owners)
+    schemas = schemas_of(settings, themap, reloads)
+    reader = Ingest(owners, schemas)
     add_agent(app, ingest, reader.handle, transport.fail)
     add_agent(app, rollup, Rollup(owners).handle, transport.fail)
-    check = functools.partial(_check, settings, owners, options)
     foundation = StorageService(
-        log, archive, themap, check, transport.fail,
+        log, archive, themap, functools.partial(_check, settings, owners, options), transport.fail,
         opened_late=owners.claim_anew, outage=owners.emitted.archive,
     )  # fmt: skip
-    watch = watch_of(settings, owners, transport, pressure, archive)
+    watch = watch_of(settings, owners, transport, pressure, archive, schemas=schemas)
     reasons = functools.partial(
         readiness.reasons, transport, owners, archive,
-        pressure=pressure, watch=watch, behind_records_max=settings.chunk_records_max,
+        pressure=pressure, watch=watch, schemas=schemas,
+        behind_records_max=settings.chunk_records_max,
     )  # fmt: skip
     view = WorkerStatus(
         themap, archive, owners, transport, pressure,

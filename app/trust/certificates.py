@@ -23,7 +23,7 @@ class PemFiles:
     Without ``ca_file`` the system's authorities are trusted.
 
     Attributes:
-        of: the beginning of these files' settings: ``kafka``, ``cassandra`` or ``web``.
+        of: the beginning of these files' settings: ``kafka``, for instance.
         key_password_file: holds the passphrase of the key.
     """
 

@@ -38,6 +38,7 @@ from app.verify.events import TRUSTED, Events, Partition
 from app.verify.layers import Cells
 from app.verify.letters import Letters
 from app.verify.records import Record
+from app.verify.registry import registry_of
 from app.verify.report import Difference, LayerReport, Report
 from app.verify.same import archived_table
 from app.verify.whole import Whole
@@ -119,9 +120,10 @@ class _Verification:
         self._deadline = asyncio.get_running_loop().time() + self.deadline_s
         self._letters = Letters(self.database)
         self._side_at: dict[tuple[str, int], int] = {}
+        schema_of = registry_of(self.settings)
         self._topic_events = {
             source.topic: Events(
-                self.database, source, self.map.base_layers(source.name), self._letters
+                self.database, source, self.map.base_layers(source.name), self._letters, schema_of
             )
             for source in self.map.sources
         }

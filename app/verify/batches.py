@@ -26,7 +26,7 @@ from app.verify.database import COLUMN_TYPES, Database
 from app.verify.documents import elements_of
 from app.verify.lines import Line, decoded, doubt, frame_of
 from app.verify.records import (
-    ARROW_START,
+    STARTS,
     Content,
     Event,
     Record,
@@ -39,6 +39,7 @@ from tables.model.layer import Layer, Source
 _BLANK_MAX = ord(" ")
 """No byte of a blank is above it."""
 
+_FIRST = frozenset(start[0] for start in STARTS.values())
 _TYPES_MAX = 100_000
 _COLUMNS: dict[str, type[pl.DataType]] = {
     "part": pl.Int32, "offset": pl.Int64, "index": pl.Int32, "appended": pl.Int64,
@@ -204,7 +205,9 @@ class Decoder:
             if not value or not is_plain or (record.headers and has_broken_name(record)):
                 rest.append(record)
                 continue
-            form = form_of(record) if record.headers or value[0] == ARROW_START[0] else ""
+            form = ""
+            if record.headers or value[0] in _FIRST or self._source.format is not None:
+                form = form_of(record, self._source)
             is_array = self._source.arrays and form in ("", "json")
             elements = elements_of(value) if is_array else None
             if elements is not None:

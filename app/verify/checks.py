@@ -25,6 +25,10 @@ JSON, MISSING, TYPE, RANGE = (
 )
 
 
+NOT_FINITE = object()
+"""A float that is not a number, or infinite, of a format that has such floats."""
+
+
 def wrong(value: object) -> Faults:
     """Return the faults of a value of another type than declared."""
     return TYPE | RANGE if type(value) is float and math.isinf(value) else TYPE
@@ -111,6 +115,8 @@ def _float(value: object) -> Checked:
             return float(value), GOOD
         except OverflowError:
             return value, RANGE
+    if value is NOT_FINITE:
+        return value, frozenset({"not_finite"})
     if type(value) is not float:
         return value, wrong(value)
     return value, GOOD if math.isfinite(value) else RANGE

@@ -21,6 +21,7 @@ from typing import Any
 import polars as pl
 
 from app.verify.arrow import ArrowRows
+from app.verify.avro import SchemaOf
 from app.verify.batches import Decoder
 from app.verify.checks import Faults
 from app.verify.cuts import Cuts
@@ -97,7 +98,12 @@ class Events:
     """
 
     def __init__(
-        self, database: Database, source: Source, layers: tuple[Layer, ...], letters: Letters
+        self,
+        database: Database,
+        source: Source,
+        layers: tuple[Layer, ...],
+        letters: Letters,
+        schema_of: SchemaOf | None = None,
     ) -> None:
         self._database = database
         self._letters = letters
@@ -109,7 +115,7 @@ class Events:
         self._gaps_table, self._trusted_table = f"gaps_{source.name}", f"trusted_{source.name}"
         self._needed = _needed(source, layers)
         arrow = ArrowRows(source)
-        self._reader = RecordReader(source, arrow)
+        self._reader = RecordReader(source, arrow, schema_of)
         self._decoder = Decoder(
             database, source, layers, self._needed, self._reader, arrow=arrow,
             faulty=self._set_aside,
@@ -288,7 +294,7 @@ class Events:
             partition.suspects.append((record.offset, record.value))
         value, bytes_max = record.value, self.source.record_bytes_max
         is_sound = value and record.size <= bytes_max and not has_broken_name(record)
-        is_stream = is_sound and form_of(record) == "arrow"
+        is_stream = is_sound and form_of(record, self.source) == "arrow"
         if is_stream and not broken and self._decoder.arrow(part, record):
             partition.read["records.with_events"] += 1
             return

@@ -11,9 +11,12 @@ import datetime as dt
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
+
+from app.verify.avro import AvroRows, Millis, SchemaOf
 from app.verify.checks import (
     GOOD,
     JSON,
@@ -27,18 +30,25 @@ from app.verify.checks import (
     number_of,
     wrong,
 )
+from app.verify.csv_rows import Row, csv_rows
 from app.verify.documents import GZIP_START, Pairs, elements_of, inflated, load_json
+from app.verify.protobuf import ProtobufValues
 from tables.model.layer import Source
 from tables.model.path import Path
 
 TIME_MS_MIN, TIME_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
 # Smaller append times do not count.
 APPEND_TIME_MS_MIN = 100_000_000_000
-ARROW_START = b"\xff\xff\xff\xff"
+STARTS = {"arrow": b"\xff\xff\xff\xff", "avro": b"Obj\x01"}
+"""The first bytes of values that are recognised without a header."""
+
 _CONTENT_TYPES = {
     b"application/json": "json",
     b"application/x-ndjson": "ndjson",
     b"application/vnd.apache.arrow.stream": "arrow",
+    b"text/csv": "csv",
+    b"application/avro": "avro",
+    b"application/protobuf": "protobuf",
 }
 _HEARTBEAT = re.compile(rb"-?[0-9]{1,19}")
 _RFC3339 = re.compile(
@@ -46,6 +56,7 @@ _RFC3339 = re.compile(
     r"(\.[0-9]+)?([Zz]|([+-])([0-9]{2}):([0-9]{2}))?"
 )
 _EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
+_CSV: Faults = frozenset({"csv"})
 _ANY = JSON | MISSING | TYPE | RANGE
 
 
@@ -101,11 +112,20 @@ ArrowReader = Callable[[bytes], "list[Event | Faults] | None"]
 
 
 class RecordReader:
-    """Reads the records of one source; ``arrow`` reads Arrow streams."""
+    """Reads the records of one source; ``arrow`` reads Arrow streams.
 
-    def __init__(self, source: Source, arrow: ArrowReader) -> None:
+    ``schema_of`` returns the schemas of the registry; without it there is no registry.
+    """
+
+    def __init__(
+        self, source: Source, arrow: ArrowReader, schema_of: SchemaOf | None = None
+    ) -> None:
         self._source = source
         self._arrow = arrow
+        self._avro = AvroRows(source, schema_of)
+        is_protobuf = source.format is not None and source.format.name == "protobuf"
+        self._protobuf = ProtobufValues(source) if is_protobuf else None
+        self._of_texts: RecordReader | None = None
         roles = {source.time_at, source.type_at}
         self._fields = [(f, check_of(f)) for f in source.fields if f.at not in roles]
         self._declared = {f.name: f.at for f in source.fields if f.at in roles}
@@ -122,7 +142,7 @@ class RecordReader:
         says that it has several events, which decides between a broken document and broken lines.
         """
         record = self.unpacked(record)
-        value, form = record.value, form_of(record)
+        value, form = record.value, form_of(record, self._source)
         refused = self._refused(record)
         if refused is not None:
             return refused
@@ -130,15 +150,33 @@ class RecordReader:
             return self._empty(record)
         if form == "unknown":
             return Content("unreadable", "content_type")
-        found: list[Event | Faults] | None
-        if form == "arrow":
-            found = None if broken_arrow else self._arrow(value)
-            if found is None:
-                return Content("unreadable", "arrow")
-        else:
-            lines = self._documents(value, form, many) if value.strip() else []
-            found = [self.line(line) for line in lines]
+        is_broken = form == "arrow" and broken_arrow
+        found = None if is_broken else self._events(value, form, many)
+        if found is None:
+            return Content("unreadable", form)
         return Content("with_events", events=found) if found else Content("empty", "empty")
+
+    def _events(
+        self, value: bytes, form: str, many: Callable[[], bool]
+    ) -> list[Event | Faults] | None:
+        """Return the events of a value, or their faults; None if it cannot be read."""
+        if form == "arrow":
+            return self._arrow(value)
+        if form == "protobuf" and self._protobuf is not None:
+            at = self._protobuf(value)
+            return None if at is None else [self._of_paths(at)]
+        has_schema = self._source.format is not None and self._source.format.schema
+        if not value.strip() and not (form == "avro" and has_schema):
+            return []
+        if form == "avro":
+            found = self._avro(value)
+            return None if found is None else [self.event(values) for values in found]
+        if form == "csv":
+            rows = csv_rows(value, self._source)
+            return (
+                None if rows is None else [_CSV if row is None else self._row(row) for row in rows]
+            )
+        return [self.line(line) for line in self._documents(value, form, many)]
 
     def unpacked(self, record: Record) -> Record:
         """Return a record with the inflated value; itself if it cannot be inflated, or need not.
@@ -208,6 +246,22 @@ class RecordReader:
             faults |= found if isinstance(found, frozenset) else frozenset()
         return faults or self.event(values)
 
+    def _of_paths(self, values: Mapping[Path, Any]) -> Event | Faults:
+        """Return the event of the values at paths, or their faults."""
+        found: dict[str, Any] = {}
+        for path, value in values.items():
+            inner: Any = found
+            for step in path[:-1]:
+                inner = inner.setdefault(step, Steps())
+            inner[path[-1]] = value
+        return self.event(found)
+
+    def _row(self, row: Row) -> Event | Faults:
+        """Return the event of a row of CSV, or its faults."""
+        if self._of_texts is None:
+            self._of_texts = RecordReader(texts_of(self._source), self._arrow)
+        return self._of_texts.event(dict(row))
+
     def event(self, values: dict[str, Any]) -> Event | Faults:
         """Return the event of a JSON object's values, or their faults."""
         source = self._source
@@ -244,11 +298,26 @@ class RecordReader:
         return Event(time_ms, str(kind), fields, identity, tuple(nulled))
 
 
+class Steps(dict[str | int, Any]):
+    """Values by the next step of their paths, whether it is a name or an index."""
+
+
+def texts_of(source: Source) -> Source:
+    """Return a source of CSV as one of texts: each number and boolean is taken from its text."""
+    fields = tuple(
+        field if field.type == "string" else msgspec.structs.replace(field, text=True)
+        for field in source.fields
+    )
+    return msgspec.structs.replace(source, fields=fields, time_text=True, format=None)
+
+
 def find(values: dict[str, Any], path: Path) -> Any:
     """Return the value at a path of an event's values; None if there is none, or null."""
     found: Any = values
     for step in path:
-        if isinstance(step, int):
+        if isinstance(found, Steps):
+            found = found.get(step)
+        elif isinstance(step, int):
             found = found[step] if type(found) is list and step < len(found) else None
         elif isinstance(found, Pairs):
             found = dict(found).get(step)
@@ -271,6 +340,8 @@ def time_ms_of(source: Source, time: object) -> tuple[int, Faults]:
     if type(time) is float and source.time_fraction:
         found = float_time_ms(time, source.time_unit_ms)
         return (0, RANGE) if found is None else (found, GOOD)
+    if isinstance(time, Millis):
+        return time.time_ms, GOOD if TIME_MS_MIN <= time.time_ms <= TIME_MS_MAX else RANGE
     return 0, GOOD if time is None else wrong(time)
 
 
@@ -328,12 +399,19 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def form_of(record: Record) -> str:
+def form_of(record: Record, source: Source) -> str:
     """Return the form of a record's value: empty for JSON or lines of JSON."""
     for name, data in record.headers:
         if name.lower() == "content-type":
-            return _CONTENT_TYPES.get(data.split(b";")[0].strip().lower(), "unknown")
-    return "arrow" if record.value and record.value.startswith(ARROW_START) else ""
+            form = _CONTENT_TYPES.get(data.split(b";")[0].strip().lower(), "unknown")
+            is_declared = source.format is not None and source.format.name == "protobuf"
+            return "unknown" if form == "protobuf" and not is_declared else form
+    if source.format is not None:
+        return source.format.name
+    for form, start in STARTS.items():
+        if record.value and record.value.startswith(start):
+            return form
+    return ""
 
 
 def _lines(value: bytes, form: str, many: Callable[[], bool]) -> Iterable[bytes]:

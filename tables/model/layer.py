@@ -58,6 +58,25 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.path or (self.name,)
 
 
+class RecordForm(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The format that a source declares: that of its records without a header ``content-type``.
+
+    ``columns`` are the columns of CSV, empty if the first row of each record names them, and
+    ``delimiter`` stands between values. ``schema`` is the Avro schema of every record as JSON,
+    empty if records name one of the registry. ``descriptor`` is the descriptor set of Protobuf in
+    base 64, ``message`` the full name of every record's message, and ``framed`` whether it stands
+    behind a registry's frame. Defaults are left out of a map's digest.
+    """
+
+    name: Literal["csv", "avro", "protobuf"]
+    columns: tuple[str, ...] = ()
+    delimiter: str = ","
+    schema: str = ""
+    descriptor: str = ""
+    message: str = ""
+    framed: bool = False
+
+
 FUTURE_SKEW_MS = 600_000
 """The default of the time that events may be ahead of their record's append time: clocks
 that are set by NTP differ by less than a second, those of devices by minutes. One event that is
@@ -77,8 +96,9 @@ class Source(msgspec.Struct, frozen=True):
     remembers if events have an id. ``time_text`` takes the texts of numbers as time,
     ``time_fraction`` numbers with a fraction, and ``time_offset`` is that of RFC 3339 texts without
     one (``Z`` or ``+HH:MM``; empty if these are malformed). ``arrays`` takes a JSON array as
-    several events, ``compression`` values that are compressed once more. All of these decide
-    content, so they belong to the map and not to a worker's settings.
+    several events, ``compression`` values that are compressed once more. ``format`` is that of
+    records without a header, None if their bytes decide. All of these decide content, so they
+    belong to the map and not to a worker's settings.
     """
 
     name: str
@@ -99,6 +119,7 @@ class Source(msgspec.Struct, frozen=True):
     time_path: Path = ()
     type_path: Path = ()
     id_path: Path = ()
+    format: RecordForm | None = None
     time_text: bool = False
     time_fraction: bool = False
     time_offset: str = ""
@@ -134,6 +155,12 @@ class Source(msgspec.Struct, frozen=True):
     def field(self, name: str) -> Field:
         """Return the declared field ``name``."""
         return next(field for field in self.fields if field.name == name)
+
+
+def needs_registry(source: Source) -> bool:
+    """Return whether records of a source name schemas of a registry."""
+    form = source.format
+    return form is not None and form.name == "avro" and not form.schema
 
 
 class Condition(msgspec.Struct, frozen=True):

@@ -189,6 +189,47 @@ def test_records_of_many_events_hold_the_same_events(
     ]  # fmt: skip
 
 
+def flat_file(file: Path) -> list[tuple[str, str]]:
+    """Write events without objects; return their ids and types."""
+    made = [(f"id-{number}", f'Kind {number % 3}, "x"') for number in range(1_200)]
+    columns = {"id": [one for one, _ in made], "type": [kind for _, kind in made]}
+    times = {"created_at": ["2024-01-02T03:04:05Z"] * len(made)}
+    pl.DataFrame(columns | times).write_csv(file)
+    return made
+
+
+@pytest.mark.parametrize("declared", ["", "columns"])
+def test_records_of_csv_are_read_as_they_are_declared(
+    declared: str, embedded: str, themap: Map, tmp_path: Path
+) -> None:
+    """A header says the format if the map does not; of a source with columns no row has names."""
+    file = tmp_path / "events.csv"
+    made = flat_file(file)
+    topic = themap.sources[0].topic
+    map_file = tmp_path / "flat.toml"
+    columns = '{name = "csv", columns = ["created_at", "other", "id", "type"]}'
+    map_file.write_text(
+        f'revision = 1\nname = "flat"\n[sources.flat]\ntopic = "{topic}"\npartitions ='
+        f' {themap.sources[0].partitions}\ntime = "created_at"\ntype = "type"\nid = "id"\n'
+        f'{f"format = {columns}" if declared else ""}\n[sources.flat.fields]\ntype = "string"\n'
+        '[layers.kinds]\nsource = "flat"\nevents = ["**"]\nkey = ["type"]\nwindow = "1h"\n'
+        'measures = ["count"]\n'
+    )
+    options = [topic, str(file), "--brokers", embedded, "--map", str(map_file), "--format", "csv"]
+    result = CliRunner().invoke(command, options)
+    assert result.exit_code == 0, result.output
+    assert ": 1,200 of 1,200 are usable" in result.stdout
+    found = []
+    source = load_map(map_file).sources[0]
+    for own in records_of(embedded, themap).values():
+        values = [record.value for record in own if record.value]
+        run = Run("t", 0, 0, len(values), range(len(values)), [*values], [0] * len(values), {})
+        run.headers = {n: record.headers for n, record in enumerate(own) if record.headers}
+        assert bool(run.headers) is not bool(declared)
+        found += Decoder(source).decode([run]).frame.select(".id", "type").rows()
+    assert sorted(found) == sorted(made)
+
+
 def test_settling_closes_the_windows_of_the_last_event(
     embedded: str, themap: Map, map_file: Path, tmp_path: Path, produce: Callable[..., Result]
 ) -> None:
@@ -239,6 +280,10 @@ def test_what_cannot_be_written_says_what_to_do(
     of_none = ["nowhere", str(file), "--brokers", embedded, "--map", str(map_file)]
     assert "it is not a source of the map" in str(CliRunner().invoke(command, of_none).exception)
     assert "cannot write" in str(produce(file, "--format", "arrow").exception)
+    nested = tmp_path / "nested.parquet"
+    pl.DataFrame({"n": [{"a": 1}]}).write_parquet(nested)
+    said = str(produce(nested, "--format", "csv").exception)
+    assert "as csv: got objects or lists in n; want" in said
     assert "--settle without --map" in produce(file, "--settle").stderr
     assert "--key with --map" in produce(file, "--key", "a", "--map", map_file).stderr
     assert not values_of(records_of(embedded, themap))

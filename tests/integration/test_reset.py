@@ -168,6 +168,7 @@ async def test_group_and_local_stores_go(begun: Begun) -> None:
     assert [path.name for path in begun.state.iterdir()] == ["other"]
     again = (await begun.run("reset", "--yes")).output
     assert "consumer group" not in again
+    assert "the archive in" not in done.output
     assert "stores in" not in again
 
 

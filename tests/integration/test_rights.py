@@ -289,6 +289,22 @@ def test_roles_need_nothing_of_the_cluster(role: Role) -> None:
         assert right.operations
 
 
+def test_a_worker_writes_heartbeats_into_the_sources_that_want_them() -> None:
+    """Nobody else does; without the right its silent partitions would stay open."""
+    text, themap = new_map()
+    idle = parse_map(text.replace('type = "type"', 'type = "type"\nidle_heartbeat = "1m"'), "idle")
+    (source,) = themap.sources
+    for role in ROLES:
+        before, after = (rights_of(one, role, "a group") for one in (themap, idle))
+        if role == "worker":
+            assert Right("topic", source.topic, ("Read", "Write")) in after
+            after = [
+                dataclasses.replace(one, operations=("Read",)) if one.name == source.topic else one
+                for one in after
+            ]
+        assert after == before
+
+
 def test_the_page_has_all_rights() -> None:
     """The printed rights are those of docs/DEPLOYING.md."""
     page = (ROOT / "docs" / "DEPLOYING.md").read_text("utf-8")

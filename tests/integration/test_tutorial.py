@@ -6,6 +6,7 @@ import collections
 import datetime as dt
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,13 @@ def checks(made: list[dict[str, Any]]) -> dict[str, Check]:
         }
         return bool(found == want and answer["exactness"] == "exact")
 
+    def bars(output: str) -> bool:
+        return all(re.search(rf"\b{depot}\b.*[▁-█]", output) for depot in ("N1", "S1", "W7"))
+
+    def layers(output: str) -> bool:
+        counts = collections.Counter(one["meta"]["messageType"] for one in made)
+        return all(f"{count:,}" in output for count in counts.values())
+
     def top(output: str) -> bool:
         cells = json.loads(output)["cells"]
         heaviest = sorted((weight for _, weight in ranks.values()), reverse=True)[:2]
@@ -117,7 +125,9 @@ def checks(made: list[dict[str, Any]]) -> dict[str, Check]:
 
     return {
         "python -m app query ride_finished_day": days,
-        "python -m app query ride_finished_5m": steps_of_12h,
+        "python -m app query ride_finished_5m --from": steps_of_12h,
+        "python -m app query ride_finished_5m --step": bars,
+        "python -m app layers": layers,
         "python -m app query cities_day": cities,
         "curl": top,
         "python - <<": client,
@@ -130,6 +140,7 @@ def checks(made: list[dict[str, Any]]) -> dict[str, Check]:
 def test_a_reader_who_does_as_it_says_gets_the_right_answers(tmp_path: Path) -> None:
     """Each answer equals a recomputation from a file that the page does not know."""
     made = parcels(random.randrange(1_000_000))  # pytest prints the seed of all chance
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "parcels.ndjson").write_text("".join(json.dumps(one) + "\n" for one in made))
     known = checks(made)
     used = set()
@@ -145,6 +156,9 @@ def test_a_reader_who_does_as_it_says_gets_the_right_answers(tmp_path: Path) -> 
                 assert f"{delivered:,} folded into parcel_delivered_5m" in output
                 assert f"{len(made) - delivered:,} folded into parcel_lost_5m" in output
     assert used - {None} == set(known)
+    chart = (tmp_path / "parcels.svg").read_text("utf-8")
+    per_day = [count for _, (count, _) in sorted(sums(made, 24).items())]
+    assert re.findall(r">([\d,]+)</text>", chart) == [f"{count:,}" for count in per_day]
 
 
 def test_the_page_s_own_file_gives_the_names_that_it_uses(tmp_path: Path) -> None:

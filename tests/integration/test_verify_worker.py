@@ -84,15 +84,25 @@ def nested_text(text: str) -> str:
     return before + re.sub(r'(?m)^(\w+) = "(\w+)"$', path, fields) + after
 
 
+def csv_text(text: str) -> str:
+    """Return the load generator's map with CSV as the format of records without a header."""
+    fields = re.search(r"\[sources\.shop\.fields\]\n(.*?)\n\n", text, re.DOTALL)
+    assert fields is not None
+    names = sorted({"at", "type", *re.findall(r"(?m)^(\w+) = ", fields[1])}, reverse=True)
+    declared = f"format = {{name = 'csv', columns = {names}, delimiter = ';'}}"
+    return text.replace("[sources.shop]\n", f"[sources.shop]\n{declared}\n")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("deep", [False, True], ids=["flat", "nested"])
+@pytest.mark.parametrize("kind", ["flat", "nested", "csv"])
 async def test_verify_finds_a_worker_equal_after_input_of_every_kind(
-    broker: str, tmp_path: Path, *, deep: bool
+    broker: str, tmp_path: Path, kind: str
 ) -> None:
     """All forms, bad and late events; the recomputed ledger is the manifest's too."""
     map_file = tmp_path / "map.toml"
     text = MAP_FILE.read_text()
-    map_file.write_text(nested_text(text) if deep else text)
+    text = nested_text(text) if kind == "nested" else csv_text(text) if kind == "csv" else text
+    map_file.write_text(text)
     with Cluster(broker, tmp_path, map_file=map_file, archive="embedded") as cluster:
         worker = cluster.add()
         path = tmp_path / "manifest.json"

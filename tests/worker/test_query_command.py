@@ -146,7 +146,7 @@ async def test_rows_of_a_family_without_steps_are_a_table(tmp_path: Path) -> Non
     words = ["--group", "-", "--key", "origin=JFK", "--key", "origin=LGA"]
     async with served(MAP, tmp_path, ROWS) as (_, url):
         result = await run("hour", *DAY, *words, "--url", url)
-        assert "1 rows, from" in result.stdout
+        assert "1 row, from" in result.stdout
         assert " 31 " in result.stdout
         document = orjson.loads(
             (await run("hour", *DAY, "--step", "1h", "--json", "--url", url)).stdout
@@ -249,7 +249,7 @@ async def test_watching_draws_again_until_it_is_enough(
         result = await run("hour", *DAY, "--watch", "--url", url)
     assert result.exit_code == 0
     assert len(asked) == 3
-    assert "5 cells" in result.stdout or "1 cells" in result.stdout
+    assert "5 cells" in result.stdout or "1 cell," in result.stdout
     refused = await run("hour", *DAY, "--watch", "--json")
     assert (refused.exit_code, "cannot use --watch with --json" in refused.stderr) == (2, True)
 
@@ -302,7 +302,7 @@ async def test_what_a_reader_lacks_is_named(tmp_path: Path) -> None:
         lines = [f"{name} = {json.dumps(value)}\n" for name, value in given.items()]
         file.write_text("".join(lines) + f"web_port = {place.rpartition(':')[2]}\n")
         result = await run("hour", *DAY, "--settings", str(file))
-        assert "1 cells" in result.stdout
+        assert "1 cell," in result.stdout
     async with served(MAP, tmp_path / "plain", [stored()]) as (_, url):
         with pytest.raises(QueryError, match="give http:// instead of https://"):
             await run("hour", *DAY, "--url", url.replace("http:", "https:"))

@@ -300,7 +300,7 @@ async def test_windows_of_all_years_can_be_asked_for_and_shown(
         result = await in_thread(
             CliRunner().invoke, command, ["hour", *span, "--url", url], catch_exceptions=False
         )
-    for text in (*shown, "1 cells"):
+    for text in (*shown, "1 cell,"):
         assert text in result.stdout
 
 

@@ -19,7 +19,7 @@ AWAITED = {
     ("agents/partition/partition_io.py", "asyncio.to_thread(work, *args)"),
     ("agents/tasks.py", "work"),
     ("app/peers/remote_owners.py", "self._post(url, body, cost)"),
-    ("app/kafka/transport.py", "self._consumer.stop()"),
+    ("app/kafka/transport.py", "stop(self._consumer)"),
     ("app/kafka/transport.py", "self.crash(reason)"),
     ("app/web/admission.py", "query"),
     ("tables/archive/cache.py", "self._fetch(layer, cells, cost)"),

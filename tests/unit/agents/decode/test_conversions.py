@@ -63,6 +63,7 @@ def at_once(found: Converted) -> tuple[list[Any], list[str | None]]:
 @given(st.lists(TEXTS, min_size=1, max_size=8))
 @example(["9223372036854775807", "9223372036854775808", "-9223372036854775808.0", "1e18", "1e19"])
 @example(["1e999", "-1.0e999", "007", "+5", ".5", "5.", "1_0", " 1", "1\n"])
+@example(["0" * 5_000 + "7", "-" + "0" * 5_000, "+" + "0" * 20, "-" + "0" * 30 + "9" * 30])
 def test_texts_are_the_same_values_alone_and_in_a_column(
     kind: FieldType, whole: bool, texts: list[str]
 ) -> None:

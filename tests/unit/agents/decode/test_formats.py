@@ -97,15 +97,16 @@ def test_plain_chunks_find_an_added_format_behind_json() -> None:
 def test_messages_name_an_added_format() -> None:
     """An unknown content type is told all that there are, and a letter's reasons have its own."""
     run = run_of([flight(1)])
-    run.headers = {0: (("content-type", b"application/avro"),)}
+    run.headers = {0: (("content-type", b"application/xml"),)}
     (item,) = Decoder(MAP.sources[0]).decode([run]).aside
     assert item.detail == (
-        "got 'application/avro'; want one of application/json, application/x-ndjson,"
-        " application/vnd.apache.arrow.stream, text/tab-separated-values"
+        "got 'application/xml'; want one of application/json, application/x-ndjson,"
+        " application/vnd.apache.arrow.stream, text/csv, application/avro,"
+        " text/tab-separated-values"
     )
     _check_reasons(("tsv", "arrow"))
-    with pytest.raises(UsageError, match=r"unknown 'csv'; want one of arrow, .*, tsv, "):
-        _check_reasons(("csv",))
+    with pytest.raises(UsageError, match=r"unknown 'xml'; want one of arrow, .*, tsv, "):
+        _check_reasons(("xml",))
 
 
 def test_without_it_the_same_records_are_not_events() -> None:
@@ -129,7 +130,7 @@ def test_names_and_media_types_and_first_bytes_tell_formats_apart() -> None:
     """No format takes the records of another; JSON, which has no first bytes, takes the rest."""
     names = [form.name for form in formats.FORMATS]
     types = [form.content_type for form in formats.FORMATS]
-    assert names == ["json", "ndjson", "arrow"]
+    assert names == ["json", "ndjson", "arrow", "csv", "avro"]
     assert len(set(types)) == len(types)
     assert all(name == name.lower() for name in types)
     magics = [magic for form in formats.FORMATS for magic in form.magics]
@@ -152,7 +153,7 @@ def test_a_writer_that_is_added_is_one_of_a_load(monkeypatch: pytest.MonkeyPatch
     """Names, headers and shares of a mix come from the list of writers."""
     slow = dataclasses.replace(WRITER, events_per_process=10)
     monkeypatch.setattr(writers, "WRITERS", (*writers.WRITERS, slow))
-    assert writers.names() == ["json", "ndjson", "arrow", "tsv", "mixed"]
+    assert writers.names() == ["json", "ndjson", "arrow", "csv", "avro", "tsv", "mixed"]
     assert slow.headers == (("content-type", b"text/tab-separated-values"),)
     assert writers.writers_of("mixed")[-1] is slow
     assert processes_for(25, "tsv", 8, 4) == 3

@@ -380,11 +380,11 @@ def test_a_content_type_wins_over_the_bytes() -> None:
     assert reasons(decode(line + b"\n" + line, headers={0: one})) == {"malformed.json": 1}
     assert reasons(decode(b"{\n}", headers={0: lines})) == {"malformed.json": 2}
     assert reasons(decode(line, headers={0: ARROW})) == {"unreadable.arrow": 1}
-    avro = (("content-type", b"application/avro"),)
-    batch = decode(line, headers={0: avro})
+    other = (("content-type", b"application/xml"),)
+    batch = decode(line, headers={0: other})
     assert reasons(batch) == {"unreadable.content_type": 1}
-    assert "application/avro" in batch.aside[0].detail
-    assert DECODER.part_of(batch.runs[0], batch.aside[0]) == (line, "application/avro")
+    assert "application/xml" in batch.aside[0].detail
+    assert DECODER.part_of(batch.runs[0], batch.aside[0]) == (line, "application/xml")
 
 
 def test_bytes_that_are_no_utf_8_are_refused_in_skipped_fields_too() -> None:

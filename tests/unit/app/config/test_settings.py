@@ -156,6 +156,7 @@ def test_secrets_are_shown_nowhere() -> None:
         "kafka_password",
         "cassandra_password",
         "peer_secret",
+        "schema_registry_password",
     }
 
 

@@ -20,6 +20,7 @@ SECRETS = [name for name, field in FIELDS.items() if is_secret(field)]
 BESIDE = {
     "kafka_password": {"kafka_username": "u", "kafka_sasl_mechanism": "PLAIN"},
     "cassandra_password": {"cassandra_username": "u"},
+    "schema_registry_password": {"schema_registry_username": "u"},
 }
 
 

@@ -126,6 +126,7 @@ def test_secrets_from_files_are_masked_like_others(tmp_path: Path) -> None:
     }
     flags: dict[str, object] = {
         "kafka_username": "u", "kafka_sasl_mechanism": "PLAIN", "cassandra_username": "u",
+        "schema_registry_username": "u",
     }  # fmt: skip
     for name, secret in secrets.items():
         file = tmp_path / name
@@ -151,7 +152,7 @@ def test_secrets_from_files_are_masked_like_others(tmp_path: Path) -> None:
 def test_answers_differences_and_ledgers_are_escaped() -> None:
     """Tables of cells, the report of verify, the lines of the demo and map show are escaped."""
     assert shown(STEERING) == ESCAPED
-    table = cells_table(STEERING, [Cell({"k": STEERING}, 0, 1, {"count": 1}, 0)])
+    table, _ = cells_table(STEERING, [Cell({"k": STEERING}, 0, 1, {"count": 1}, 0)], 200)
     assert str(table.title) == ESCAPED
     counts = {"decoded": 1}
     ledger = {

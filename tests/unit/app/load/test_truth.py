@@ -152,7 +152,7 @@ def known(ledger: Ledger) -> Ledger:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
+@pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow", "csv", "avro"))
 @pytest.mark.parametrize("records_max", [29, 100_000])
 def test_the_workers_steps_come_to_the_truth(form: str, records_max: int) -> None:
     """A tenth of it bad, a tenth late, of the example's map; in small runs and in one."""
@@ -169,7 +169,7 @@ def test_the_workers_steps_come_to_the_truth(form: str, records_max: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
+@pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow", "csv", "avro"))
 def test_a_map_of_seconds_numbers_months_and_no_key_comes_to_the_truth(form: str) -> None:
     """Partitions at random, layers that are merged, filters over nulls and over the type."""
     themap = parse_map(HARD_MAP, "hard")
@@ -217,7 +217,7 @@ def test_an_added_format_comes_to_the_truth(form: str, monkeypatch: pytest.Monke
         assert time_ms == truth.stream_time_ms
 
 
-@pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow"))
+@pytest.mark.parametrize("form", kinds("mixed", "json", "ndjson", "arrow", "csv", "avro"))
 def test_every_kind_that_a_form_has_is_written(form: str) -> None:
     """Kinds come in rounds, so that a few dozen bad events have them all."""
     records, _ = written(load_map(MAP_FILE), plan_of(form))

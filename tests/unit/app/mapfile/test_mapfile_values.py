@@ -128,7 +128,7 @@ def test_map_diff_tells_options_with_their_meaning() -> None:
     assert [line.partition(": holds for events that are read")[0] for line in found.parts[
         "source orders"
     ]] == [
-        "~ time: @timestamp -> at", "~ time_text: no -> yes", "~ time_offset: none -> Z",
+        "~ time: @timestamp -> at", "~ time.text: no -> yes", "~ time.zone: none -> UTC",
         "~ arrays: no -> yes", "~ compression: none -> gzip",
         "~ field amount: int -> int, text, null on error",
     ]  # fmt: skip

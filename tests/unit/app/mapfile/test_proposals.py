@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import gzip
 import json
+import random
 import re
 import tomllib
 from pathlib import Path
@@ -200,10 +201,77 @@ def test_fields_that_are_not_used_can_be_taken_as_they_stand() -> None:
 
 
 def test_many_types_share_one_tree() -> None:
-    """A tree for each of hundreds of types would be of no use."""
-    text, themap = proposed([{"at": AT_MS, "type": f"t{i}", "who": "a"} for i in range(30)])
+    """A tree for each of hundreds of types would be of no use; their key tells them apart."""
+    events = [{"at": AT_MS, "type": f"t{i % 30}", "who": "a"} for i in range(300)]
+    text, themap = proposed(events)
     assert {layer.events for layer in themap.layers if layer.source} == {("**",)}
+    assert {tuple(field.name for field in layer.key) for layer in themap.layers} == {
+        ("event_type",)
+    }
     assert "#     and 10 more" in text
+
+
+def test_a_text_that_is_used_as_the_type_is_a_key_too() -> None:
+    """Readings without a type are asked for by device; another name of it adds nothing."""
+    events = [
+        {"ts": AT_MS + i, "device": f"d{i % 3}", "deviceId": i % 3, "light": i % 3 == 0, "temp": i}
+        for i in range(200)
+    ]
+    _, themap = proposed(events)
+    assert themap.sources[0].type_field == "device"
+    assert [field.name for field in themap.layer("events_1m").key] == ["device", "light"]
+
+
+def test_a_status_is_a_key_and_not_measured() -> None:
+    """The mean of the status of HTTP says nothing."""
+    statuses = [200, 404, 500]
+    events = [
+        {"at": AT_MS + i, "type": "hit", "status": statuses[i % 3], "took": i} for i in range(99)
+    ]
+    _, themap = proposed(events)
+    layer = themap.layer("hit_1m")
+    assert [field.name for field in layer.key] == ["status"]
+    assert {measure.field for measure in layer.measures} == {None, "took"}
+
+
+@given(
+    st.lists(st.integers(0, 9_999) | st.floats(0, 99).map(lambda x: round(x, 2)), min_size=20),
+    st.lists(st.sampled_from(["-", "", "N/A", "null", "NaN", "\\N"]), min_size=1, max_size=20),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+)
+def test_a_number_may_have_a_text_for_its_absence(
+    numbers: list[float], absent: list[str], chance: random.Random, is_text: bool
+) -> None:
+    """An access log writes ``-`` for no bytes; the sum is that of the others."""
+    values: list[Any] = [str(number) if is_text else number for number in numbers] + absent
+    chance.shuffle(values)
+    events = [{"at": AT_MS, "type": "a", "bytes": value} for value in values]
+    text, themap = proposed(events)
+    kind = "float" if any(type(number) is float for number in numbers) else "int"
+    assert f'bytes = {{type = "{kind}", text = true, on_error = "null"}}' in text
+    batch = decoded(themap, [msgspec.json.encode(event) for event in events])
+    assert batch.frame.height == len(events)
+    assert sorted(batch.frame["bytes"].drop_nulls().to_list()) == sorted(numbers)
+
+
+def test_words_between_numbers_stay_texts() -> None:
+    """A word is a value; only a text for the absence of a number becomes null."""
+    events = [{"at": AT_MS, "type": "a", "size": ["12", "large"][i % 9 == 8]} for i in range(90)]
+    text, _ = proposed(events)
+    assert 'size = "string"' in text
+
+
+def test_the_map_of_a_file_in_no_order_includes_all_its_events() -> None:
+    """Exports have the newest event first: with less lateness nearly all would be too late."""
+    events = [{"at": AT_MS - 60_000 * i, "type": "a", "who": "b"} for i in range(3_000)]
+    text, themap = proposed(events)
+    base = themap.layer("a_5m")
+    assert base.max_out_of_orderness_ms >= 60_000 * 2_999
+    assert "# The file is not in order of time" in text
+
+    topic = proposal_text(propose(Sample("topic", events, partitions=1), "shop", "s.raw"), NOW_MS)
+    assert 'max_out_of_orderness = "1m"' in topic
 
 
 @pytest.mark.parametrize(

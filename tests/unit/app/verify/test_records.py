@@ -226,7 +226,7 @@ def test_what_is_decoded_by_the_column_is_what_plain_rules_read(
             faulty=lambda _part, offset, index, faults: faulty.update({(offset, index): faults}),
         )  # fmt: skip
         rest = decoder.values(0, taken)
-        left = [one for one in rest if form_of(one) != "arrow" or not decoder.arrow(0, one)]
+        left = [one for one in rest if form_of(one, source) != "arrow" or not decoder.arrow(0, one)]
         assert decoder.load()
         columns = ", ".join(decoder.columns.values())
         rows = database.all(

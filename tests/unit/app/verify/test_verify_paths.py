@@ -92,7 +92,8 @@ def text_of(chance: random.Random, one: dict[str, Any]) -> bytes:
     if change < 0.1:
         return text.replace('"payload": ', '"payload": {"delay": 1}, "payload": ').encode()
     if change < 0.15:
-        return text.replace('"skipped": ', '"skipped": 1e999, "s": ').encode()
+        large = chance.choice(["1e999", "7" * 5_000, f'"\\\\{"7" * 5_000}"'])
+        return text.replace('"skipped": ', f'"skipped": {large}, "s": ').encode()
     if change < 0.2:
         return text.replace('"delay": 4', '"delay": "x"')[:-1].encode()
     return text.encode()
