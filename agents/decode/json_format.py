@@ -12,7 +12,7 @@ from collections.abc import Callable
 import polars as pl
 
 from agents.decode.event_batch import RECORD_SPAN
-from agents.decode.json_events import JsonEvents, are_utf8, elements_of, lines_of
+from agents.decode.json_events import JsonEvents, are_utf8, array_fault, elements_of, lines_of
 from agents.decode.record_format import RecordFormat, RunResults
 from agents.decode.struct_events import add_structs
 from tables.model.layer import Source
@@ -94,6 +94,10 @@ class JsonDecoder:
         events = self._events(value)
         if not events:
             run.refuse_record(index, "empty", "empty", "an array without events")
+            return
+        if self._has_arrays and len(events) == 1 and (detail := array_fault(events[0])):
+            run.ledger.add_decoded(1, 1)
+            run.refuse_events(index, (0,), "json", detail)
             return
         indexes = add_structs(run, index, map(self._json.decode_one, events))
         run.events.add_indexes(pl.Series(indexes, dtype=pl.UInt64))

@@ -176,6 +176,14 @@ def test_a_record_of_many_letters_is_read_once_for_all_of_them(
     assert decoder.part_of(other, item)[0] == b"7\n8"
 
 
+@pytest.mark.parametrize("end", [b"", b",]", b",NaN]", b"]]", b",\xff]"])
+def test_a_letter_of_a_broken_array_says_that_it_is_broken(end: bytes) -> None:
+    """That it is an array is no fault in this source."""
+    (item,) = decode((b"[" + flight(1) + end, ())).aside
+    assert (item.reason, item.events) == ("json", (0,))
+    assert item.detail.startswith("an array that is broken: ")
+
+
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11])
 def test_the_bound_is_exact(size: int) -> None:
     """Members may follow each other, with zeros between them."""
