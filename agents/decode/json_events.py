@@ -261,7 +261,7 @@ def elements_of(value: bytes) -> list[bytes] | None:
 
 
 def array_fault(value: bytes) -> str:
-    """Return the reason why a value that begins as a JSON array is none; empty for other values."""
+    """Return the reason why a value that begins as a JSON array is broken; empty for others."""
     if value.lstrip(b" \t\r\n").startswith(b"["):
         try:
             _ARRAY.decode(value)
