@@ -109,7 +109,7 @@ def _events(sample: Path | None, topic: str | None, records: int, settings: Sett
 
     if sample is not None:
         pieces = InputFile(str(sample)).pieces(EVENTS_MAX)
-        return sample_of_file(str(sample), (piece.lines for piece in pieces))
+        return sample_of_file(str(sample), ((one.lines, one.assumed_utc) for one in pieces))
     if topic is None:
         raise click.UsageError(
             "cannot propose a map without events: want --sample FILE, or --topic TOPIC with"

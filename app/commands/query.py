@@ -21,6 +21,7 @@ from rich.text import Text
 from app.commands.endpoint import AskedEndpoint, endpoint_options
 from app.commands.query_tables import caption, cells_table, counted, range_text, sparks_table
 from app.host.printable import printable, printable_json
+from tables.called import called
 from tables.model.errors import QueryError
 from tables.model.window import time_text
 from tables.query.cell_query import exact_json
@@ -29,7 +30,10 @@ from treasure_map.requests import PAGE_CELLS, OnPage
 
 # Wide enough that nothing is cut if the table goes to a file or a pipe.
 PIPE_COLUMNS = 10_000
-PARTIAL = "partial: owners of some partitions did not answer, and their open cells are missing"
+PARTIAL = (
+    "partial: owners of some partitions did not answer, and their open cells are missing;"
+    f" see `{called('status')}`"
+)
 WATCH_S = 1.0
 LIMIT = 100
 """The default of ``--limit``, but for files."""

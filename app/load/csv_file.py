@@ -56,9 +56,14 @@ def read_csv(name: str, open_file: Open, rows_max: int | None = None) -> Iterato
     chosen = [next((kind for kind in _IS_KIND if kind in left), "text") for left in kinds or ()]
     for header, rows, share in itertools.islice(_read(name, open_file), pieces_max):
         columns = list(zip(*rows, strict=True))
+        without_zone = (
+            name
+            for name, kind, texts in zip(header, chosen, columns, strict=True)
+            if kind == "time" and any(text and not text.endswith(" UTC") for text in texts)
+        )
         yield Piece(
             _lines(header, chosen, columns), share,
-            functools.partial(_frame, header, chosen, columns),
+            functools.partial(_frame, header, chosen, columns), frozenset(without_zone),
         )  # fmt: skip
 
 

@@ -20,9 +20,10 @@ class Piece:
 
     ``lines`` has the JSON text of each; ``share`` is the part of the file that has been read, None
     if nobody knows how much is to come. ``rows`` returns the same events as a frame, of files with
-    columns.
+    columns. ``assumed_utc`` names columns of times without a zone, which were read as UTC.
     """
 
     lines: list[bytes]
     share: float | None
     rows: Callable[[], pl.DataFrame] | None = None
+    assumed_utc: frozenset[str] = frozenset()

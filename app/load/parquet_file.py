@@ -27,15 +27,20 @@ def read_parquet(path: pathlib.Path) -> Iterator[Piece]:
     """
     try:
         scan = pl.scan_parquet(path, glob=False)
-        columns = [_column(path, *one) for one in scan.collect_schema().items()]
+        schema = scan.collect_schema()
+        columns = [_column(path, *one) for one in schema.items()]
+        assumed_utc = frozenset(
+            name
+            for name, kind in schema.items()
+            if isinstance(kind, pl.Datetime) and not kind.time_zone
+        )
         total = scan.select(pl.len()).collect().item()
         for first in range(0, total, _ROWS):
             frame = scan.slice(first, _ROWS).collect()
             text = frame.select(columns).write_ndjson()
             share = (first + frame.height) / total
-            yield Piece(
-                text.encode().splitlines(), share, functools.partial(pl.DataFrame.clone, frame)
-            )
+            rows = functools.partial(pl.DataFrame.clone, frame)
+            yield Piece(text.encode().splitlines(), share, rows, assumed_utc)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             f"cannot read {path} as Parquet: {error}; want a whole file; get it again"

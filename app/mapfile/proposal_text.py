@@ -78,6 +78,9 @@ def _source(proposal: Proposal, now_ms: int) -> Iterator[str]:
     yield f"# The time: {_UNITS[roles.time.unit]}{form}, in every event."
     if "zone" in roles.time.options:
         yield "# These have no offset: are they in UTC? If not, give the offset, as '+01:00'."
+    if roles.time.values.path[0] in sample.assumed_utc:
+        yield "# They have no offset in the file, and were read as UTC. If they are local, write"
+        yield "# the offset into the file: all windows depend on it."
     yield _role("time", roles.time.values, roles.time.options)
     if roles.time.unit != "text":
         yield f'time_unit = "{roles.time.unit}"'
@@ -242,7 +245,7 @@ def _span(ms: int) -> str:
     for unit, unit_ms in (("days", 86_400_000), ("hours", 3_600_000)):
         if ms >= 2 * unit_ms:
             return f"{ms / unit_ms:,.0f} {unit}"
-    return f"{ms / 60_000:.0f} minutes"
+    return _count(round(ms / 60_000), "minute")
 
 
 def _distinct(values: Values) -> str:

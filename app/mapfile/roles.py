@@ -194,5 +194,5 @@ def _no_time(values: Sequence[Values], events: int) -> str:
         f"cannot propose a map: there is no time that every event has; got {got}; want in each"
         " event a text of RFC 3339 with offset, such as 2024-03-31T08:00:00Z, or a whole number of"
         " milliseconds or seconds since 1970 (seconds in a field that is called time, ts or the"
-        " like); have producers add it"
+        " like); have producers add it, or convert a file: docs/trying.md, Times of other forms"
     )

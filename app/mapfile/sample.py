@@ -45,6 +45,7 @@ class Sample:
     inside of one. ``partitions`` is the topic's number of them, None for a file. ``is_cut`` says
     that there are more events; ``largest_bytes`` is the size of the largest record, inflated.
     ``has_arrays`` says that records are arrays of events, ``is_packed`` that values are gzip.
+    ``assumed_utc`` names values whose times have no zone in the file, and were read as UTC.
     """
 
     origin: str
@@ -56,17 +57,23 @@ class Sample:
     largest_bytes: int = 0
     has_arrays: bool = False
     is_packed: bool = False
+    assumed_utc: frozenset[str] = frozenset()
 
 
-def sample_of_file(origin: str, pieces: Iterable[list[bytes]]) -> Sample:
-    """Return the sample of a file: its first events, each the JSON text of one, in pieces.
+def sample_of_file(origin: str, pieces: Iterable[tuple[list[bytes], frozenset[str]]]) -> Sample:
+    """Return the sample of a file: its first events.
+
+    Args:
+        origin: names the file.
+        pieces: the JSON text of each event, and the names whose times were assumed to be in UTC.
 
     Raises:
         SampleError: there are no events.
     """
     sample, size = Sample(origin), 0
-    for lines in pieces:
+    for lines, assumed_utc in pieces:
         _add_lines(sample, lines)
+        sample.assumed_utc |= assumed_utc
         size += sum(map(len, lines))
         sample.is_cut = sample.is_cut or size > BYTES_MAX
         if sample.is_cut:

@@ -154,7 +154,10 @@ def _between(query: FamilyQuery, known: LayerFacts) -> str:
     span = f"from {time_text(window.start(start))} to {time_text(window.first_start(stop))}"
     if known.first_ms > NEVER_MS and known.last_ms < NEVER_ENDS_MS:
         return f"{span}, where there are windows"
-    return f"{span}, by the calendar: the first and the last window are not known"
+    return (
+        f"{span}, by the calendar: the first and the last window are not known, as while workers"
+        " start (/v1/cluster has their state)"
+    )
 
 
 def _counts(query: FamilyQuery, planned: QueryPlan, facts: Mapping[str, LayerFacts]) -> str:

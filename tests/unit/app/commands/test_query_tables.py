@@ -6,14 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from app.commands.query_tables import cells_table
+from app.commands.query_tables import Value, cells_table
 from treasure_map import Cell
-from treasure_map.answers import Measures
 
 
-def drawn(measures: int, columns: int, key: str | bool = "b8:27") -> tuple[list[str], list[str]]:
+def drawn(measures: int, columns: int, key: str | int = "b8:27") -> tuple[list[str], list[str]]:
     """Return the lines of a table of one cell, on a terminal of so many columns, and its mark."""
-    values: Measures = {f"sum_{number}": 1_000 + number for number in range(measures)}
+    values: dict[str, Value] = {f"sum_{number}": 1_000 + number for number in range(measures)}
     cell = Cell({"device": key}, 0, 60_000, values, 1)
     table, marks = cells_table("layer", [cell], columns)
     console = Console(width=columns)

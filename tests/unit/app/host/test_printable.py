@@ -152,7 +152,7 @@ def test_secrets_from_files_are_masked_like_others(tmp_path: Path) -> None:
 def test_answers_differences_and_ledgers_are_escaped() -> None:
     """Tables of cells, the report of verify, the lines of the demo and map show are escaped."""
     assert shown(STEERING) == ESCAPED
-    table, _ = cells_table(STEERING, [Cell({"k": STEERING}, 0, 1, {"count": 1}, 0)], 200)
+    table, _ = cells_table(STEERING, [Cell({"k": STEERING}, 0, 1, {"count": 1}, 0)], 80)
     assert str(table.title) == ESCAPED
     counts = {"decoded": 1}
     ledger = {

@@ -7,6 +7,8 @@ import gzip
 import json
 import random
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from app.mapfile.sample import (
 from app.mapfile.section import name_problem
 from tables.model.layer import Map
 from tables.record.chunk import Run
+from tests import ROOT
 
 NOW_MS = 1_764_000_000_000
 AT_MS = 1_711_872_000_000
@@ -180,6 +183,24 @@ def test_a_proposal_asks_for_the_zone_of_local_times() -> None:
     assert "# These have no offset: are they in UTC?" in text
 
 
+@pytest.mark.parametrize(("zone", "is_told"), [(None, True), ("UTC", False)])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_times_of_a_file_without_zone_are_said_to_be_read_as_utc(
+    tmp_path: Path, form: str, zone: str | None, is_told: bool
+) -> None:
+    """A local time that is taken for UTC would be hours wrong, and nobody would know."""
+    file = tmp_path / f"s.{form}"
+    at = dt.datetime(2025, 7, 5, 22, 2, 56)  # noqa: DTZ001 - the file has no zone
+    frame = pl.DataFrame({"at": [at, at], "device": ["a", "b"]})
+    frame = frame.with_columns(pl.col("at").dt.replace_time_zone(zone))
+    if form == "parquet":
+        frame.write_parquet(file)
+    else:
+        frame.write_csv(file, datetime_format=f"%Y-%m-%d %H:%M:%S{' UTC' if zone else ''}")
+    text = proposal_text(propose(read_sample(file), "shop", "shop.raw"), NOW_MS)
+    assert ("no offset in the file, and were read as UTC" in text) == is_told
+
+
 def test_a_proposal_for_a_topic_says_how_its_records_are_packed() -> None:
     """Arrays of events, and gzip."""
     events = [{"at": AT_MS + i, "type": "a"} for i in range(10)]
@@ -291,6 +312,26 @@ def test_a_sample_without_time_or_type_is_told_what_an_event_needs(
         proposed([event])
 
 
+def test_times_of_other_forms_are_converted_as_the_page_says(tmp_path: Path) -> None:
+    """A reader of an access log gets from the error to a map."""
+    page = (ROOT / "docs/trying.md").read_text()
+    script = page.split("cat > with_time.py <<'END'\n")[1].split("\nEND\n")[0]
+    visits = page.split("cat > visits.csv <<'END'\n")[1].split("END\n")[0]
+    file = tmp_path / "visits.csv"
+    file.write_text(visits)
+    with pytest.raises(SampleError, match=r"convert a file: docs/trying\.md, Times of other form"):
+        propose(read_sample(file), "visits", "visits.raw")
+
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, input=visits, capture_output=True, text=True, check=True)
+    file = tmp_path / "visits.ndjson"
+    file.write_text(done.stdout)
+    roles = propose(read_sample(file), "visits", "visits.raw").roles
+    at = dt.datetime(2015, 5, 17, 10, 5, tzinfo=dt.UTC)
+    expected = [at + dt.timedelta(seconds=3), at + dt.timedelta(seconds=43)]
+    assert roles.time.times_ms == [1_000 * int(time.timestamp()) for time in expected]
+
+
 def test_a_time_that_some_events_lack_is_named() -> None:
     """A person sees which field to fill."""
     with pytest.raises(SampleError, match="got at is in 1 of 2 events"):
@@ -300,7 +341,7 @@ def test_a_time_that_some_events_lack_is_named() -> None:
 def read_sample(path: Path, events_max: int = EVENTS_MAX) -> Sample:
     """Return the sample of a file, as the command reads it."""
     pieces = InputFile(str(path)).pieces(events_max)
-    return sample_of_file(str(path), (piece.lines for piece in pieces))
+    return sample_of_file(str(path), ((piece.lines, piece.assumed_utc) for piece in pieces))
 
 
 @pytest.mark.parametrize("name", ["s.ndjson", "s.json", "s.csv", "s.parquet"])
