@@ -260,6 +260,16 @@ def elements_of(value: bytes) -> list[bytes] | None:
         return None
 
 
+def array_fault(value: bytes) -> str:
+    """Return the reason why a value that begins as a JSON array is broken; empty for others."""
+    if value.lstrip(b" \t\r\n").startswith(b"["):
+        try:
+            _ARRAY.decode(value)
+        except UNREADABLE as error:
+            return f"an array that is broken: {error}"[:DETAIL_CHARS_MAX]
+    return ""
+
+
 def lines_of(value: bytes) -> list[bytes]:
     """Return the lines of a value that are not blank; an event's index counts these."""
     return [line for line in value.split(b"\n") if line.strip()]

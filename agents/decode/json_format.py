@@ -12,7 +12,7 @@ from collections.abc import Callable
 import polars as pl
 
 from agents.decode.event_batch import RECORD_SPAN
-from agents.decode.json_events import JsonEvents, are_utf8, elements_of, lines_of
+from agents.decode.json_events import JsonEvents, are_utf8, array_fault, elements_of, lines_of
 from agents.decode.record_format import RecordFormat, RunResults
 from agents.decode.struct_events import add_structs
 from tables.model.layer import Source
@@ -30,9 +30,11 @@ class JsonDecoder:
         self._json = JsonEvents(source)
         self._lines = lines
         self._has_arrays = source.arrays and lines is not True
+        self._selected: tuple[bytes, list[bytes] | None] = b"", None
 
     def decode(self, run: RunResults, first: int, values: list[bytes]) -> None:
         """Decode records: all at once, but one by one those that are not one event each."""
+        self._selected = b"", None
         has_lines = b"\n" in values[0] if self._lines is None else self._lines
         is_array = self._elements(values[0]) is not None
         if (has_lines or is_array) and are_utf8(values):
@@ -47,13 +49,20 @@ class JsonDecoder:
         _add_each(run, first + done, first + len(values))
 
     def select(self, value: bytes, events: tuple[int, ...]) -> tuple[bytes, str]:
-        """Return the document, or these of the lines; those of an array become lines too."""
-        elements = self._elements(value)
-        if elements is None and self._is_document(value):
+        """Return the document, or these of the lines; those of an array become lines too.
+
+        The events of the value are kept until the next decoding: a record may need many letters.
+        """
+        known, lines = self._selected
+        if known != value:
+            lines = self._elements(value)
+            if lines is None and not self._is_document(value):
+                lines = lines_of(value)
+            self._selected = value, lines
+        if lines is None:
             return value, _JSON_TYPE
         # Between the texts of JSON a line feed is as good as any other blank.
-        lines = [one.replace(b"\n", b" ") for one in elements or lines_of(value)]
-        return b"\n".join(lines[event] for event in events), _NDJSON_TYPE
+        return b"\n".join(lines[event].replace(b"\n", b" ") for event in events), _NDJSON_TYPE
 
     def _decode_several(
         self,
@@ -85,6 +94,10 @@ class JsonDecoder:
         events = self._events(value)
         if not events:
             run.refuse_record(index, "empty", "empty", "an array without events")
+            return
+        if self._has_arrays and len(events) == 1 and (detail := array_fault(events[0])):
+            run.ledger.add_decoded(1, 1)
+            run.refuse_events(index, (0,), "json", detail)
             return
         indexes = add_structs(run, index, map(self._json.decode_one, events))
         run.events.add_indexes(pl.Series(indexes, dtype=pl.UInt64))

@@ -46,7 +46,11 @@ class EmbeddedKind(ArchiveKind):
         from tables.archive.embedded import extent  # noqa: PLC0415 - if chosen
 
         folder = settings.archive_folder
-        known = extent.written(folder)
+        try:
+            known = extent.written(folder)
+        except OSError as error:
+            text = f"cannot read {folder}: {error.strerror}; set archive_folder to another folder"
+            return [Finding("fail", "archive", text)]
         if known is None:
             return [Finding("ok", "archive", f"{folder} has none yet; a worker makes it")]
         if themap is not None and known[1] != themap.name:

@@ -30,9 +30,12 @@ def disks(settings: Settings) -> Iterator[Finding]:
         there = folder.absolute()
         while not there.exists():
             there = there.parent
+        subject = f"disk of {folder}"
+        if not there.is_dir():
+            yield Finding("fail", subject, f"{there} is not a folder; set another one")
+            continue
         free = shutil.disk_usage(there).free
         words = f"{free / MIB:,.0f} MiB free; want {least * ROOM / MIB:,.0f} MiB"
-        subject = f"disk of {folder}"
         if free < least:
             text = f"{words}; sources pause below {least / MIB:,.0f}; make room on it"
             yield Finding("fail", subject, text)

@@ -213,6 +213,8 @@ class _Broker:
                 " of a listener without TLS"
             )
         words = f"{self._at} closes the connection: {_text(error)}"
+        if isinstance(error, TimeoutError):
+            words = f"{self._at} is there, and does not answer as Kafka within {STEP_S:g} s"
         return BrokerFaultError(words, is_final=False)
 
     async def _login_words(self, error: Exception) -> str:

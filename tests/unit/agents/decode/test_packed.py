@@ -13,8 +13,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+from agents.decode import json_format
 from agents.decode.event_batch import INDEX_COLUMN, RECORD_SPAN, EventBatch
+from agents.decode.json_events import elements_of
 from agents.decode.records import Decoder
+from agents.partition import letters
 from app.verify.arrow import ArrowRows
 from app.verify.documents import inflated
 from app.verify.records import Record, RecordReader
@@ -145,6 +148,40 @@ def test_a_letter_of_an_array_has_its_elements_and_nothing_else() -> None:
             assert content_type == "application/x-ndjson"
             found = [json.loads(line) for line in part.split(b"\n")]
             assert found == [[*events, 7][index] for index in at or ()]
+
+
+def test_a_record_of_many_letters_is_read_once_for_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 12 MiB with a million scattered faults, each letter took more than a second."""
+    monkeypatch.setattr(letters, "LETTER_INDEX_BYTES_MAX", 10)
+    read: list[bytes] = []
+
+    def counted(value: bytes) -> list[bytes] | None:
+        read.append(value)
+        return elements_of(value)
+
+    value = b"[" + b",".join([flight(1), b"7"] * 50) + b"]"
+    run = run_of([value])
+    decoder = Decoder(SOURCE)
+    (item,) = decoder.decode([run]).aside
+    monkeypatch.setattr(json_format, "elements_of", counted)
+    for _ in range(2):
+        found = list(letters.letters_of(run, item, decoder.part_of))
+        assert b"\n".join(part for part, _ in found).split() == [b"7"] * 50
+        assert len(found) > 10
+    assert len(read) == 1
+    other = run_of([b"[7,8]"])
+    (item,) = decoder.decode([other]).aside
+    assert decoder.part_of(other, item)[0] == b"7\n8"
+
+
+@pytest.mark.parametrize("end", [b"", b",]", b",NaN]", b"]]", b",\xff]"])
+def test_a_letter_of_a_broken_array_says_that_it_is_broken(end: bytes) -> None:
+    """That it is an array is no fault in this source."""
+    (item,) = decode((b"[" + flight(1) + end, ())).aside
+    assert (item.reason, item.events) == ("json", (0,))
+    assert item.detail.startswith("an array that is broken: ")
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11])

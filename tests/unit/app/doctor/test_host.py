@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from app.config.archives import archive_of
 from app.config.settings import Settings, load_settings
 from app.doctor import host
 from app.doctor.posture import posture
@@ -42,6 +43,22 @@ def test_a_disk_has_room_for_several_times_the_mark(
     assert [one.level for one in found] == [level, level]
     assert asked == [tmp_path, tmp_path]
     assert all(("make room on it" in one.text) is (level != "ok") for one in found)
+
+
+def test_a_folder_below_a_file_is_a_finding(tmp_path: Path) -> None:
+    """The examination goes on; a worker could make no such folder."""
+    file = tmp_path / "file"
+    file.write_text("a person's")
+    for folder in (file, file / "below"):
+        given = settings(tmp_path, state_folder=folder, archive_folder=folder)
+        subject = f"disk of {folder}"
+        fault = Finding("fail", subject, f"{file} is not a folder; set another one")
+        assert list(host.disks(given)) == [fault, fault]
+        (found,) = archive_of(given).examine(given, None)
+        assert (found.level, found.subject) == ("fail", "archive")
+        assert found.text == (
+            f"cannot read {folder}: Not a directory; set archive_folder to another folder"
+        )
 
 
 @pytest.mark.parametrize(("hard", "level"), [(256, "warn"), (1 << 20, "ok"), (-1, "ok")])
