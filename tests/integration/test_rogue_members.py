@@ -74,8 +74,8 @@ async def warns(worker: Process, words: str, reader: Asker, admin: Asker) -> boo
         return False
     _, metrics = await admin.ask(worker, "/metrics")
     total = float(re.findall(r"(?m)^treasure_map_group_strangers (\S+)", metrics)[0])
-    # Keys and passwords of tests may be read by all.
-    warnings = [text for text in state["warnings"] if "; run: chmod " not in text]
+    # Keys and passwords of tests may be read by all, and its events are of 1970.
+    warnings = [text for text in state["warnings"] if text.endswith(MEND)]
     if not words:
         return warnings == [] and total == 0
     (warning,) = warnings or [""]
