@@ -20,6 +20,9 @@ from agents.decode.avro_schema import AvroError, AvroSchema
 from agents.outage import Outage
 from tables.model.errors import TreasureMapError
 
+ID_MAX = 2**31 - 1
+"""The largest id: registries keep ids in 32 bits with a sign, and take others for a wrong path."""
+
 UNKNOWN_S = 10.0
 """Seconds for which an id without schema is not asked for again."""
 
@@ -68,10 +71,11 @@ class Schemas:
         """Return the schema of an id that was learnt.
 
         Raises:
-            AvroError: the registry had no such schema.
+            AvroError: the registry had no such schema, or can have none.
         """
         if number not in self._known:
-            _, why = self._unknown.get(number, (0.0, "it was not asked for"))
+            unasked = "it was not asked for" if number <= ID_MAX else f"ids end at {ID_MAX}"
+            _, why = self._unknown.get(number, (0.0, unasked))
             raise AvroError(f"cannot read schema {number} of the registry: {why}")
         return self._known[number]
 
@@ -81,7 +85,8 @@ class Schemas:
         return {
             number
             for number in numbers
-            if number not in self._known
+            if number <= ID_MAX
+            and number not in self._known
             and (number not in self._unknown or self._unknown[number][0] <= now_s)
         }
 

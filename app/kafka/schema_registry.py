@@ -91,7 +91,7 @@ class SchemaRegistry:
             answer = None
         if isinstance(answer, dict) and status == HTTPStatus.OK and "schema" in answer:
             return _text(answer)
-        if isinstance(answer, dict) and status == HTTPStatus.NOT_FOUND and "error_code" in answer:
+        if status == HTTPStatus.NOT_FOUND and _code(answer) // 100 == HTTPStatus.NOT_FOUND:
             raise AvroError("it has no schema of this id")
         raise RegistryAwayError(
             f"cannot get schema {number} of {self._url}: got status {status}:"
@@ -116,6 +116,12 @@ class SchemaRegistry:
                 if len(body) > ANSWER_BYTES_MAX:
                     raise aiohttp.ClientPayloadError(f"more than {ANSWER_BYTES_MAX} bytes")
             return answer.status, bytes(body)
+
+
+def _code(answer: Any) -> int:
+    """Return the error of an answer: 40403 of an unknown id, 404 of a wrong path; 0 for none."""
+    found = answer.get("error_code") if isinstance(answer, dict) else None
+    return found if isinstance(found, int) else 0
 
 
 def _text(answer: dict[str, Any]) -> str:

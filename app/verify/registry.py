@@ -14,6 +14,8 @@ from app.verify.errors import VerifyError
 
 _SECONDS_MAX = 10.0
 _NOT_FOUND = 404
+_NO_SCHEMA = range(40_400, 40_500)
+_ID_MAX = 2**31 - 1
 
 
 def registry_of(settings: Settings) -> SchemaOf | None:
@@ -31,6 +33,8 @@ def registry_of(settings: Settings) -> SchemaOf | None:
         headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
 
     def schema_of(number: int) -> str | None:
+        if number > _ID_MAX:
+            return None
         request = urllib.request.Request(f"{url}/schemas/ids/{number}", headers=headers)  # noqa: S310 - a URL of the settings
         try:
             with opener.open(request, timeout=_SECONDS_MAX) as answer:
@@ -50,8 +54,8 @@ def registry_of(settings: Settings) -> SchemaOf | None:
 def _is_error(body: bytes) -> bool:
     """Return whether a body is the registry's word that it has no such schema."""
     try:
-        return "error_code" in json.loads(body)
-    except ValueError:
+        return json.loads(body)["error_code"] in _NO_SCHEMA
+    except (ValueError, TypeError, KeyError):
         return False
 
 

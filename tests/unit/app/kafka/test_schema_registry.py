@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agents.decode.avro_schema import AvroError
-from agents.decode.schemas import UNKNOWN_S, RegistryAwayError, Schemas
+from agents.decode.schemas import ID_MAX, UNKNOWN_S, RegistryAwayError, Schemas
 from app.config.settings import Settings, load_settings
 from app.host.reloads import Reloads
 from app.kafka.schema_registry import SchemaRegistry, schemas_of
@@ -52,6 +52,7 @@ UNUSABLE: dict[int, tuple[int, bytes, dict[str, str]]] = {
     1: (404, b'{"error_code": 40403, "message": "Schema not found"}', {}),
     2: (200, json.dumps({"schema": LONG, "schemaType": "PROTOBUF"}).encode(), {}),
     3: (200, json.dumps({"schema": LONG, "references": [{"name": "x"}]}).encode(), {}),
+    13: (404, b'{"error_code": 40401, "message": "No such artifact"}', {}),
 }
 AWAY = {
     4: (404, b"<html></html>", {}),
@@ -60,6 +61,10 @@ AWAY = {
     8: (200, b"no JSON", {}),
     9: (401, b'{"error_code": 401}', {}),
     10: (429, b"", {}),
+    11: (404, b'{"error_code": 404, "message": "HTTP 404 Not Found"}', {}),
+    12: (404, b'{"error_code": "40403"}', {}),
+    14: (404, b"[40403]", {}),
+    15: (404, b'{"error_code": 0, "message": "Could not find resource for full path"}', {}),
 }
 
 
@@ -154,6 +159,19 @@ async def test_an_unknown_id_is_asked_for_again_after_a_while(registry: FakeRegi
     schemas.get(8)
     now_s += 10 * UNKNOWN_S
     assert schemas.lacking({7, 8}) == set()
+
+
+def test_an_id_that_no_registry_can_have_is_not_asked_for(registry: FakeRegistry) -> None:
+    """The answer would be that of a wrong path, and the source would wait for ever."""
+    settings = settings_of(registry.url)
+    schemas = Schemas(SchemaRegistry(settings))
+    assert schemas.lacking({7, ID_MAX, ID_MAX + 1, 2**32 - 1}) == {7, ID_MAX}
+    with pytest.raises(AvroError, match="ids end at 2147483647"):
+        schemas.get(ID_MAX + 1)
+    verify = registry_of(settings)
+    assert verify is not None
+    assert verify(ID_MAX + 1) is None
+    assert registry.asked == []
 
 
 def test_a_map_that_needs_a_registry_wants_its_url() -> None:
