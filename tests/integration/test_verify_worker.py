@@ -17,6 +17,7 @@ from app.load.plan import MAP_FILE
 from app.verify import verify
 from tests.support.cluster import Cluster, Worker
 from tests.support.common import HOUR_MS, flight
+from tests.support.protobuf import MESSAGE, broken, descriptor_set, message_of
 from tests.support.waiting import until
 from tests.support.worker_process import Process, apply
 
@@ -259,14 +260,7 @@ async def test_verify_finds_a_worker_equal_that_takes_values_as_they_come(
         await worker.ready()
         await worker.send(topic, *records)
 
-        async def done() -> bool:
-            _, ledger = await worker.get("/v1/ledger")
-            _, layers = await worker.get("/v1/layers")
-            waiting = sum(row["unacknowledged_windows"] for row in layers["layers"])
-            read = sum(row["read"] for row in ledger["records"][topic].values())
-            return read == len(records) and not waiting
-
-        await until(done, 60)
+        await all_read(worker, len(records))
         settings = load_settings(worker.settings, {})
         report = await verify(settings, urls=[f"http://127.0.0.1:{worker.port}"])
         assert report.equal, [str(one) for one in report.differences]
@@ -302,6 +296,85 @@ def as_it_comes(chance: random.Random, second: int, origin: str) -> bytes:
     value = json.dumps(events, indent=chance.choice([None, 1])).encode()
     packed = gzip.compress(value)
     return chance.choice([value, *[packed] * 8, packed[:-9]])
+
+
+SHOP = """
+revision = 1
+name = "{name}"
+[sources.orders]
+topic = "{name}.raw"
+partitions = 2
+format = {{name = "protobuf", descriptor = "shop.desc", message = "{message}", framed = true}}
+time = {{path = "meta.at"}}
+type = "kind"
+id = "uid"
+[sources.orders.fields]
+label = {{path = 'labels."a.b"', type = "string"}}
+delay = "int"
+size = {{path = "sizes[0]", type = "float"}}
+price = "float"
+big = {{type = "int", on_error = "null"}}
+[layers.by_label]
+source = "orders"
+events = ["*"]
+key = ["label"]
+window = "1h"
+allowed_lateness = "1h"
+measures = ["count", "sum(delay)", "mean(size)", "max(price)", "min(big)"]
+partitions = 2
+"""
+
+
+@pytest.mark.slow
+async def test_verify_finds_a_worker_equal_that_reads_protobuf(broker: str, tmp_path: Path) -> None:
+    """Framed messages in order of time, late and sent twice; values and bytes that are broken."""
+    worker = Process(broker, tmp_path / "worker")
+    worker.map_file.write_text(SHOP.format(name=worker.map_name, message=MESSAGE))
+    worker.map_file.with_name("shop.desc").write_bytes(descriptor_set().SerializeToString())
+    chance = random.Random(11)
+    records = [(chance.randrange(2), order(chance, number)) for number in range(1_000)]
+    try:
+        await apply(worker)
+        worker.start()
+        await worker.ready()
+        await worker.send(f"{worker.map_name}.raw", *records)
+        await all_read(worker, len(records))
+        settings = load_settings(worker.settings, {})
+        report = await verify(settings, urls=[f"http://127.0.0.1:{worker.port}"])
+        assert report.equal, [str(one) for one in report.differences]
+        assert all(layer.http == layer.expected > 0 for layer in report.layers)
+        expected = (
+            "events.classified", "events.duplicate", "unreadable.protobuf", "malformed.wrong_type",
+            "malformed.out_of_range", "malformed.not_finite", "nulled.orders.big",
+            "layer.by_label.partial.too_late",
+        )  # fmt: skip
+        assert {name: report.ledger[name] for name in expected if report.ledger[name] < 5} == {}
+    finally:
+        worker.close()
+
+
+def order(chance: random.Random, number: int) -> bytes:
+    """Return a framed order, of a minute after that of the one before if it has a usual time."""
+    one = message_of(chance)
+    if one.meta.at.seconds == 1_700_000_000:
+        one.meta.at.seconds += 60 * number
+    one.uid = str(number // 3)
+    frame = b"\0\0\0\0\7" + (b"\4\2\2" if chance.random() < 0.95 else b"\0")
+    value = frame + one.SerializeToString()
+    return broken(chance, value) if chance.random() < 0.1 else value
+
+
+async def all_read(worker: Process, records: int) -> None:
+    """Wait until a worker has read so many records, and sent the closed windows."""
+
+    async def done() -> bool:
+        _, ledger = await worker.get("/v1/ledger")
+        _, layers = await worker.get("/v1/layers")
+        waiting = sum(row["unacknowledged_windows"] for row in layers["layers"])
+        rows = ledger["records"][f"{worker.map_name}.raw"].values()
+        return sum(row["read"] for row in rows) == records and not waiting
+
+    await until(done, 60)
 
 
 async def quiet(worker: Process, events: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import random
 from typing import Any
 
 from google.protobuf import (
@@ -81,3 +82,42 @@ def message_class() -> Any:
     for file in descriptor_set().file:
         pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(MESSAGE))
+
+
+_EVENT = message_class()
+
+
+def message_of(chance: random.Random) -> Any:
+    """Return an event; fields are absent now and then, or have values that the map refuses."""
+    one = _EVENT()
+    if chance.random() < 0.95:
+        one.meta.at_ms = chance.choice([5, 1_700_000_000_123, -1, 2**60])
+        if chance.random() < 0.95:
+            one.meta.at.seconds = chance.choice([1_700_000_000, 0, -5, 253_402_300_800])
+            one.meta.at.nanos = chance.choice([0, 123_456_789, 999_999_999, -1])
+    one.kind = chance.choice([0, 1, 2, 2, 9])
+    one.uid = chance.choice(["", "a", "é"])
+    if chance.random() < 0.7:
+        one.delay = chance.choice([0, 7, -(2**63)])
+    one.vip = chance.random() < 0.5
+    one.sizes.extend(chance.choice([[], [1.5], [1.5, 2.5], [0.0, float("nan")]]))
+    if chance.random() < 0.7:
+        one.price.value = chance.choice([0.0, 1.25, 1e300, float("inf")])
+    one.labels.update(chance.choice([{}, {"a.b": "x"}, {"a.b": "", "c": "y"}]))
+    if chance.random() < 0.6:
+        one.big = chance.choice([0, 2**63 - 1, 2**64 - 1])
+    elif chance.random() < 0.5:
+        one.raw = b"\xff"
+    for number in range(chance.choice([0, 1, 2, 3])):
+        one.more.add(at_ms=number).at.seconds = number
+    return one
+
+
+def broken(chance: random.Random, data: bytes) -> bytes:
+    """Return bytes with some of them cut off, changed, or added."""
+    at = chance.randrange(len(data) + 1)
+    some = (b"", b"\xff", b"\x00", b"\x0a\xff\xff\xff\x7f", b"\xff" * 12, chance.randbytes(2))
+    cut = chance.choice([0, 1])
+    return chance.choice(
+        [data[:at], data + b"\x0a", data[:at] + chance.choice(some) + data[at + cut :]]
+    )

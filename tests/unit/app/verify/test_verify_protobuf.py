@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from tables.model.errors import MapError
 from tables.model.layer import Field, RecordForm, Source
 from tests.support.common import dataclasses_replace, small_map
 from tests.support.map_text import changed
-from tests.support.protobuf import MESSAGE, descriptor_set, encoded_set, message_class
+from tests.support.protobuf import MESSAGE, broken, descriptor_set, encoded_set, message_of
 from tests.support.read_alike import check_alike, worker_reads
 
 FIELDS = (
@@ -33,7 +32,6 @@ ODD = (
     Field("second", "int", ("more", 2)), Field("deep", "int", ("big", "x")),
     Field("stamp", "int", ("more", 0, "at", "seconds")), Field("none", "int", ("no", "such")),
 )  # fmt: skip
-Event = message_class()
 PLACES = (
     b"\0", b"\2\0", b"\x04\x02\x00", b"\x02\x02", b"\x06\x02\x02\x00", b"\x84\x00\x02\x02",
     b"\xff\x01",
@@ -50,42 +48,6 @@ def source_of(
         small_map().sources[0], fields=fields, keyed_by=(), format=form,
         time_field=f"meta.{at}", time_path=("meta", at), type_field="kind", id_field="uid",
     )  # fmt: skip
-
-
-def message_of(chance: random.Random) -> Any:
-    """Return an event; fields are absent now and then, or have values that the map refuses."""
-    one = Event()
-    if chance.random() < 0.95:
-        one.meta.at_ms = chance.choice([5, 1_700_000_000_123, -1, 2**60])
-        if chance.random() < 0.95:
-            one.meta.at.seconds = chance.choice([1_700_000_000, 0, -5, 253_402_300_800])
-            one.meta.at.nanos = chance.choice([0, 123_456_789, 999_999_999, -1])
-    one.kind = chance.choice([0, 1, 2, 2, 9])
-    one.uid = chance.choice(["", "a", "é"])
-    if chance.random() < 0.7:
-        one.delay = chance.choice([0, 7, -(2**63)])
-    one.vip = chance.random() < 0.5
-    one.sizes.extend(chance.choice([[], [1.5], [1.5, 2.5], [0.0, float("nan")]]))
-    if chance.random() < 0.7:
-        one.price.value = chance.choice([0.0, 1.25, 1e300, float("inf")])
-    one.labels.update(chance.choice([{}, {"a.b": "x"}, {"a.b": "", "c": "y"}]))
-    if chance.random() < 0.6:
-        one.big = chance.choice([0, 2**63 - 1, 2**64 - 1])
-    elif chance.random() < 0.5:
-        one.raw = b"\xff"
-    for number in range(chance.choice([0, 1, 2, 3])):
-        one.more.add(at_ms=number).at.seconds = number
-    return one
-
-
-def broken(chance: random.Random, data: bytes) -> bytes:
-    """Return bytes with some of them cut off, changed, or added."""
-    at = chance.randrange(len(data) + 1)
-    some = (b"", b"\xff", b"\x00", b"\x0a\xff\xff\xff\x7f", b"\xff" * 12, chance.randbytes(2))
-    cut = chance.choice([0, 1])
-    return chance.choice(
-        [data[:at], data + b"\x0a", data[:at] + chance.choice(some) + data[at + cut :]]
-    )
 
 
 @pytest.mark.parametrize("framed", [False, True])
