@@ -159,6 +159,14 @@ def spare_cassandra(
         _spare_cassandra.resume()
 
 
+@pytest.fixture
+def schema_registry(tmp_path: Path) -> Iterator[servers.ApicurioServer]:
+    """Run a schema registry that the test may stop."""
+    _skip_where_missing("apicurio")
+    with servers.ApicurioServer(tmp_path / "apicurio") as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[str]:
     """Run one embedded broker for the module."""
@@ -256,7 +264,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 
 def _needs_server(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) for name in ("kafka", "cassandra"))
+    return any(item.get_closest_marker(name) for name in ("kafka", "cassandra", "apicurio"))
 
 
 def _shared_servers(item: pytest.Item) -> str:

@@ -1,4 +1,4 @@
-"""Avro of a schema registry on a real worker: schemas that it learns, an outage, unknown ids."""
+"""Avro of a schema registry on a worker: schemas that it learns, an outage, unusable ids."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from app.kafka.batch_producer import BatchProducer
 from app.verify import verify
 from tables.model.clock import wall_clock_ms
 from tests.support.avro import encoded, framed
-from tests.support.cluster import Cluster
-from tests.support.schema_registry import FakeRegistry
+from tests.support.cluster import Cluster, Worker
+from tests.support.schema_registry import register
+from tests.support.servers import ApicurioServer
 from tests.support.waiting import until
 
 MAP = """
@@ -56,6 +57,20 @@ LATER = FIRST | {"fields": [
 ]}  # fmt: skip
 
 
+SUBJECT = "plant.readings-value"
+REFERRING = {"type": "record", "name": "Pair", "fields": [{"name": "left", "type": "Reading"}]}
+UNUSABLE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ('{"$schema": "http://json-schema.org/draft-07/schema#"}', {"schemaType": "JSON"}),
+    ('syntax = "proto3"; message Reading { int32 at = 1; }', {"schemaType": "PROTOBUF"}),
+    (json.dumps(REFERRING),
+     {"references": [{"name": "Reading", "subject": SUBJECT, "version": 1}]}),
+)  # fmt: skip
+"""Schemas of a registry that events are not read with."""
+
+UNKNOWN = (0, 999, 2**31 - 1, 2**31, 2**32 - 1)
+"""Ids that the registry has not given; it takes the last two for a wrong path."""
+
+
 def record(chance: random.Random, number: int, schema: Any, now_ms: int) -> bytes:
     """Return a reading of the last minutes."""
     at = (now_ms - chance.randrange(60_000)) * 1_000
@@ -65,48 +80,56 @@ def record(chance: random.Random, number: int, schema: Any, now_ms: int) -> byte
 
 
 @pytest.mark.slow
-async def test_records_of_a_registry_wait_for_it_and_are_exact(broker: str, tmp_path: Path) -> None:
-    """Those of an unknown id, and broken ones, become dead letters; no others do."""
+@pytest.mark.apicurio
+async def test_records_of_a_registry_wait_for_it_and_are_exact(
+    broker: str, schema_registry: ApicurioServer, tmp_path: Path
+) -> None:
+    """Those of an unusable id, and broken ones, become dead letters; no others do."""
     map_file = tmp_path / "map.toml"
     map_file.write_text(MAP)
     chance = random.Random(5)
-    with FakeRegistry({1: json.dumps(FIRST)}) as registry:
-        registry.is_away = True
-        given = {"schema_registry_url": registry.url}
-        with Cluster(broker, tmp_path, map_file=map_file, archive="embedded", **given) as cluster:
-            now_ms = wall_clock_ms()
-            async with BatchProducer(broker, "plant.readings") as feed:
-                for part in range(2):
-                    values = [record(chance, 1, FIRST, now_ms) for _ in range(500)]
-                    feed.add(part, [None] * len(values), values)
-            worker = cluster.add()
+    url = schema_registry.url
+    first, later = (register(url, SUBJECT, json.dumps(schema)) for schema in (FIRST, LATER))
+    bad_ids = [register(url, f"unusable{at}", text, **more)
+               for at, (text, more) in enumerate(UNUSABLE)]  # fmt: skip
+    bad_ids += UNKNOWN
+    given = {"schema_registry_url": url}
+    with Cluster(broker, tmp_path, map_file=map_file, archive="embedded", **given) as cluster:
+        now_ms = wall_clock_ms()
+        worker = cluster.add()
+        for part in range(2):
+            await send(broker, part, [record(chance, first, FIRST, now_ms) for _ in range(500)])
+        await until(lambda: counts(worker) == (1_000, 0), 60)
 
-            async def is_held_back() -> bool:
-                said = await asyncio.to_thread(worker.readiness)
-                return "the schema registry does not answer" in said
+        schema_registry.stop()
+        values = [record(chance, later, LATER, now_ms) for _ in range(300)]
+        bad = [b"\1" + values[0], values[1][:-3], b"\0\0", b"{}"]
+        bad += [framed(number, b"\2\2") for number in bad_ids]
+        mixed = [*values[1:], *bad]
+        chance.shuffle(mixed)
+        await send(broker, 0, [values[0], *mixed])
+        await until(lambda: "the schema registry does not answer" in worker.readiness(), 60)
+        assert counts(worker) == (1_000, 0)
 
-            await until(is_held_back, 60)
-            ledger = await asyncio.to_thread(worker.get, "ledger")
-            rows = ledger["records"]["plant.readings"].values()
-            assert sum(row["with_events"] + row["unreadable"] for row in rows) == 0
-            registry.schemas[2] = json.dumps(LATER)
-            registry.is_away = False
-            async with BatchProducer(broker, "plant.readings") as feed:
-                values = [record(chance, 2, LATER, now_ms) for _ in range(300)]
-                values += [b"\1" + values[0], values[1][:-3], framed(9, b"\2\2"), b"\0\0", b"{}"]
-                chance.shuffle(values)
-                feed.add(0, [None] * len(values), values)
+        schema_registry.spawn()
+        await asyncio.to_thread(schema_registry.wait_until_serving)
+        await until(lambda: counts(worker) == (1_300, len(bad)), 60)
+        flags = {"map_file": str(map_file), "brokers": broker, **given}
+        settings = load_settings(flags | {"archive_folder": str(tmp_path / "archive")}, {})
+        report = await verify(settings, urls=[worker.url])
+        assert report.equal, [str(one) for one in report.differences]
+        assert report.ledger["events.classified"] == 1_300
+        assert report.ledger["unreadable.avro"] == len(bad)
 
-            async def is_done() -> bool:
-                found = await asyncio.to_thread(worker.get, "ledger") or {}
-                rows = found.get("records", {}).get("plant.readings", {}).values()
-                return bool(sum(row["with_events"] for row in rows) == 1_300)
 
-            await until(is_done, 60)
-            flags = {"map_file": str(map_file), "brokers": broker, **given}
-            settings = load_settings(flags | {"archive_folder": str(tmp_path / "archive")}, {})
-            report = await verify(settings, urls=[worker.url])
-            assert report.equal, [str(one) for one in report.differences]
-            assert report.ledger["events.classified"] == 1_300
-            assert report.ledger["unreadable.avro"] == 5
-            assert registry.asked.count("/schemas/ids/2") < 3
+async def send(broker: str, part: int, values: list[bytes]) -> None:
+    """Write records to a partition."""
+    async with BatchProducer(broker, "plant.readings") as feed:
+        feed.add(part, [None] * len(values), values)
+
+
+def counts(worker: Worker) -> tuple[int, int]:
+    """Return how many records of a worker had events, and how many were unreadable."""
+    ledger = worker.get("ledger") or {}
+    rows = ledger.get("records", {}).get("plant.readings", {}).values()
+    return sum(row["with_events"] for row in rows), sum(row["unreadable"] for row in rows)

@@ -1,4 +1,4 @@
-"""A schema registry in this process: the part of Confluent's interface that is asked."""
+"""Schemas for a real registry, and a registry in this process for answers of every kind."""
 
 from __future__ import annotations
 
@@ -7,13 +7,28 @@ import http.server
 import json
 import ssl
 import threading
+import urllib.request
 from typing import Any, Self
 
 from tests.support.pki import Certificate
 
 
+def register(url: str, subject: str, schema: str, **more: Any) -> int:
+    """Add a version of a subject to a registry; return the id of its schema.
+
+    ``more`` are other fields of the request, such as ``schemaType`` and ``references``.
+    """
+    request = urllib.request.Request(  # noqa: S310 - a server of the tests
+        f"{url}/subjects/{subject}/versions",
+        json.dumps({"schema": schema, **more}).encode(),
+        {"Content-Type": "application/vnd.schemaregistry.v1+json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        return int(json.loads(answer.read())["id"])
+
+
 class FakeRegistry:
-    """Answers schemas by id; use it in a ``with`` statement.
+    """Answers schemas by id as Confluent's interface does; use it in a ``with`` statement.
 
     Attributes:
         answers: by id, the status and the body of an answer, instead of a schema.

@@ -1,4 +1,4 @@
-"""Real Kafka and Cassandra as child processes, from Maven's jars: no containers, no packages.
+"""Kafka, Cassandra and a schema registry as child processes, from Maven: without containers.
 
 Each server has its own folder and ports, chosen once, so that ``restart`` comes back at the same
 port. Settings are those of ``docker-compose.yml`` but for hosts, ports, folders and options of
@@ -34,7 +34,7 @@ from tests.support.compose_file import (
 )
 from tests.support.waiting import wait_until
 
-ServerName = Literal["kafka", "cassandra"]
+ServerName = Literal["kafka", "cassandra", "apicurio"]
 
 POM = ROOT / "tests" / "support" / "jars" / "pom.xml"
 JARS = ROOT / ".cache" / "jars"
@@ -121,7 +121,7 @@ def why_missing(name: ServerName) -> str | None:
     out = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
     match = re.search(r'version "(\d+)', out)
     major = int(match[1]) if match else 0
-    # Cassandra 5.0 runs on Java 11 and 17 only; Kafka on anything from 17 up.
+    # Cassandra 5.0 runs on Java 11 and 17 only; the others on anything from 17 up.
     if major < JAVA_MAJOR or (name == "cassandra" and major != JAVA_MAJOR):
         return f"cannot run {name}: got Java {major}; want {JAVA_MAJOR}; set JAVA_HOME to one"
     if not _folder(name).exists() and shutil.which("mvn") is None:
@@ -153,6 +153,9 @@ def jars(name: ServerName) -> Path:
                     f"cannot fetch jars of {name}: mvn exited with {done.returncode}: "
                     f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
                 )
+            for archive in part.glob("*.tar.gz"):
+                subprocess.run(["tar", "-xzf", archive.name], cwd=part, check=True)
+                archive.unlink()
             part.rename(folder)
     return folder
 
@@ -492,6 +495,36 @@ seed_provider:
             f"-Dlogback.configurationFile={self.folder / 'logback.xml'}",
             "-cp", f"{folder}/*",
             "org.apache.cassandra.service.CassandraDaemon",
+        ]  # fmt: skip
+
+
+class ApicurioServer(Server):
+    """One schema registry, Apicurio; it keeps schemas in its folder, over a restart too.
+
+    After a restart it gives no new ids: its numbers, unlike its rows, are in memory alone.
+
+    Attributes:
+        url: of the interface of Confluent's registry.
+    """
+
+    name: ServerName = "apicurio"
+
+    def __init__(self, folder: Path) -> None:
+        (port,) = free_ports(1)
+        super().__init__(folder, port)
+        self.url = f"http://127.0.0.1:{port}/apis/ccompat/v7"
+
+    def _prepare(self) -> None:
+        """Write nothing: all settings are options."""
+
+    def _command(self) -> list[str]:
+        (program,) = jars("apicurio").glob("*-runner.jar")
+        return [
+            _java() or "java", "-Xmx256m", *self._jvm,
+            "-Dquarkus.http.host=127.0.0.1",
+            f"-Dquarkus.http.port={self.port}",
+            f"-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{self.folder / 'schemas'}",
+            "-jar", str(program),
         ]  # fmt: skip
 
 
