@@ -114,6 +114,11 @@ class FamilyQuery:
     explain: bool = False
     ranked: Measure | None = None
 
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether an end is open; the cursor of a later page has both ends."""
+        return self.asked.is_open and self.after is None
+
 
 def family_of(themap: Map, name: str) -> Family:
     """Return the family that layer ``name`` is in, the base layer or any other of it.
