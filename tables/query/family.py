@@ -159,7 +159,7 @@ def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
         Parameter("cursor", "That of the page before, unchanged.", str, {"type": "string"}),
         Parameter.whole("deadline_ms", "How long the answer may take.", 1, limits.deadline_ms_max),
         Parameter.whole(
-            "max_staleness_ms", "How old the answer's data may be.", 0, limits.deadline_ms_max
+            "max_staleness_ms", "How old the answer's data may be.", 1, limits.deadline_ms_max
         ),
         Parameter.choice(
             "partial", "Whether an answer that lacks an owner is wanted.", ["allow", "refuse"]
