@@ -255,9 +255,14 @@ def _notes_of(answer: Answer | FamilyAnswer) -> list[str]:
 
 def _notes(whole_from: Mapping[str, int | None], *, partial: bool) -> list[str]:
     notes = [PARTIAL] if partial else []
+    measures: dict[int | None, list[str]] = {}
     for name, whole_ms in whole_from.items():
+        measures.setdefault(whole_ms, []).append(name)
+    for whole_ms, names in measures.items():
         since = "some time that is not known yet" if whole_ms is None else time_text(whole_ms)
-        notes.append(f"{name}: the layer has it since {since}; before, it is empty")
+        words = ("it", "it is") if len(names) == 1 else ("them", "they are")
+        named = ", ".join(names)
+        notes.append(f"{named}: the layer has {words[0]} since {since}; before, {words[1]} empty")
     return notes
 
 
