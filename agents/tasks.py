@@ -28,7 +28,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
     ``asyncio.wait_for`` and ``asyncio.timeout`` cancel only once: see :func:`end`.
 
     Raises:
-        TimeoutError: it took longer, and ended without a result.
+        TimeoutError: it took longer, or was cancelled by somebody else: there is no result.
     """
     task = asyncio.create_task(work)
     try:
@@ -37,6 +37,6 @@ async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
         in_time = task.done()
         await end(task)
     error = None if task.cancelled() else task.exception()
-    if not in_time and (task.cancelled() or error is not None):
+    if task.cancelled() or (not in_time and error is not None):
         raise TimeoutError(f"no answer within {seconds:g} s") from error
     return task.result()

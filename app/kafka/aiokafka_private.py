@@ -29,6 +29,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
 
+from agents.tasks import within
 from app.kafka.record_batches import NO_TIME_MS, Batch, Batches
 from tables.record.chunk import Headers, RecordFault, Run
 
@@ -360,7 +361,7 @@ async def abandon(consumer: AIOKafkaConsumer) -> None:
 
     ``stop()`` lets a running join end first, and a join waits for all members.
     """
-    coordinator, fetcher = consumer._coordinator, consumer._fetcher
+    coordinator = consumer._coordinator
     consumer._closed = True
     if coordinator is not None:
         tasks = [coordinator._coordination_task, coordinator._heartbeat_task]
@@ -370,9 +371,30 @@ async def abandon(consumer: AIOKafkaConsumer) -> None:
         if running:
             await asyncio.wait(running, timeout=LEAVE_SECONDS_MAX)
         await asyncio.wait([coordinator.maybe_leave_group()], timeout=LEAVE_SECONDS_MAX)
-    if fetcher is not None:
-        await fetcher.close()
+    await _disconnect(consumer)
+
+
+async def _disconnect(consumer: AIOKafkaConsumer) -> None:
+    if consumer._fetcher is not None:
+        # Its end is a cancellation if a fetch was about to be tried again.
+        closing = asyncio.create_task(consumer._fetcher.close())
+        await asyncio.wait([closing], timeout=LEAVE_SECONDS_MAX)
     await consumer._client.close()
+
+
+async def close(consumer: AIOKafkaConsumer, seconds: float) -> None:
+    """Close a consumer of no group, whatever its fetcher is at.
+
+    A fetcher that changes its assignment loses a cancellation, and one whose broker has gone passes
+    it on: then the connections are closed without it.
+    """
+    try:
+        await within(seconds, consumer.stop())
+    except TimeoutError:
+        try:
+            await within(seconds, _disconnect(consumer))
+        except TimeoutError:
+            log.warning("a consumer did not stop within %g s; it is left", seconds)
 
 
 def _is_unwanted(fetched: Any, batch: Any) -> bool:

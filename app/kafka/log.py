@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from agents.ports import LogRecord
 from agents.tasks import within
-from app.kafka.aiokafka_private import check_metadata, refused_topics
+from app.kafka.aiokafka_private import check_metadata, close, refused_topics
 from app.kafka.brokers import (
     UNAUTHORIZED,
     NotAllowedError,
@@ -126,7 +126,7 @@ class KafkaLog:
             except TimeoutError:
                 log.warning("the broker did not answer the last appends; their owners are gone")
         if self._offsets is not None:
-            await _stop(self._offsets)
+            await close(self._offsets, STOP_DEADLINE_S)
 
     async def append(
         self,
@@ -262,7 +262,7 @@ class KafkaLog:
             except errors.OffsetOutOfRangeError as error:
                 raise OffsetGoneError(_gone(cannot)) from error
             finally:
-                await _stop(consumer)
+                await close(consumer, STOP_DEADLINE_S)
 
     async def truncate(self, topic: str, partition: int, before: int) -> None:
         """Delete the records before an offset; a broker that cannot do that keeps them.
@@ -384,13 +384,6 @@ async def _bounds(offsets: AIOKafkaConsumer, key: TopicPartition) -> tuple[int, 
     start = await offsets.beginning_offsets([key])
     end = await offsets.end_offsets([key])
     return start[key], end[key]
-
-
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    try:
-        await within(STOP_DEADLINE_S, consumer.stop())
-    except TimeoutError:
-        log.warning("a consumer did not stop within %g s; it is left", STOP_DEADLINE_S)
 
 
 def _not_allowed(cannot: str, operation: Operation) -> NotAllowedError:

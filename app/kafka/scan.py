@@ -12,7 +12,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
 from agents.tasks import within
-from app.kafka.aiokafka_private import read_plain
+from app.kafka.aiokafka_private import close, read_plain
 from app.kafka.brokers import connect_error
 from tables.model.errors import TreasureMapError
 
@@ -68,12 +68,12 @@ class Scan:
         try:
             await self._ask(self._consumer.start())
         except BaseException:
-            await self._stop()
+            await close(self._consumer, STOP_SECONDS)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stop()
+        await close(self._consumer, STOP_SECONDS)
 
     async def starts(self, topics: Mapping[str, int]) -> dict[Partition, int]:
         """Return the first offset of every partition of topics; ``topics`` has the number of each.
@@ -149,13 +149,6 @@ class Scan:
         stable = self._consumer.last_stable_offset(tp) if self._committed else None
         end = self._consumer.highwater(tp)
         return int(stable if stable is not None and stable >= 0 else end)
-
-    async def _stop(self) -> None:
-        # A fetcher that changes its assignment loses a cancellation; it is cancelled again.
-        try:
-            await within(STOP_SECONDS, self._consumer.stop())
-        except TimeoutError:
-            log.warning("a consumer did not stop within %g s; it is left", STOP_SECONDS)
 
     async def _ask(self, question: Coroutine[Any, Any, Result]) -> Result:
         try:

@@ -14,6 +14,8 @@ from tables.model.layer import Source
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BLOCK_BYTES = 1 << 16
+_SYNC = bytes.fromhex("5ff4b1c2a98d43e0b6709d21c8e37a14")
+"""Ends blocks: always the same, so that a load of one seed is the same bytes."""
 
 
 def has_avro_names(source: Source) -> bool:
@@ -41,7 +43,9 @@ def avro_container(frame: pl.DataFrame) -> bytes:
     file = io.BytesIO()
     try:
         schema = fastavro.parse_schema({"type": "record", "name": "Event", "fields": fields})
-        fastavro.writer(file, schema, frame.iter_rows(named=True), sync_interval=_BLOCK_BYTES)
+        fastavro.writer(
+            file, schema, frame.iter_rows(named=True), sync_interval=_BLOCK_BYTES, sync_marker=_SYNC
+        )
     except (ValueError, TypeError, fastavro.schema.SchemaParseException) as error:
         raise AvroError(f"cannot write Avro: {error}") from error
     return file.getvalue()

@@ -54,7 +54,7 @@ def _describe_source(source: Source) -> dict[str, Any]:
 
 _OPTIONAL = frozenset(
     {"time_path", "type_path", "id_path", "time_text", "time_fraction", "time_offset", "arrays",
-     "compression"}
+     "compression", "format"}
 )  # fmt: skip
 
 

@@ -200,6 +200,7 @@ def test_the_image_gets_exactly_the_packages_that_a_worker_needs() -> None:
     extras = declared["optional-dependencies"]
     asked = [
         *declared["dependencies"], *extras["worker"], *extras["cassandra"], *extras["verify"],
+        *extras["avro"], *extras["protobuf"],
     ]  # fmt: skip
     assert {canonicalize_name(name) for name in pins} == closure(asked)
 

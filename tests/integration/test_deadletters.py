@@ -389,7 +389,7 @@ def test_the_command_lists_counts_and_replays(embedded: str, tmp_path: Path) -> 
     where = ["--map", str(file), "--brokers", embedded]
     refused = CliRunner().invoke(group, ["deadletters", "replay", "--reason", "jsom", *where])
     assert refused.exit_code == 2
-    assert "unknown 'jsom'; want one of arrow, batch, content_type" in refused.stderr
+    assert "unknown 'jsom'; want one of arrow, avro, batch, content_type" in refused.stderr
     for form, words in (
         (["--late"], "want --layer and --to"),
         (["--late", "--layer", "huor", "--to", "x"], "unknown 'huor'; want one .*: hour"),

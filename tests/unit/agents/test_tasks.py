@@ -50,6 +50,16 @@ async def test_what_takes_too_long_is_ended_and_what_does_not_gives_its_result()
     assert await within(0.01, late()) == "late"
 
 
+async def test_work_that_somebody_else_cancels_has_no_result() -> None:
+    """Clients of brokers cancel tasks of their own while they close; who waits is not cancelled."""
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(TimeoutError):
+        await within(60, cancelled())
+
+
 async def test_errors_come_through() -> None:
     """A call that ends in time keeps its own result or error."""
 
