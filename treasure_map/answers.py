@@ -78,8 +78,9 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
     layer: str
     map_revision: int
-    from_ms: int = msgspec.field(name="from")
-    to_ms: int = msgspec.field(name="to")
+    # Zeros are for clients: workers of 0.2.0 send neither range nor rows_after.
+    from_ms: int = msgspec.field(name="from", default=0)
+    to_ms: int = msgspec.field(name="to", default=0)
     asked: Asked | UnsetType = UNSET
     partial: bool
     partitions_served: int
@@ -87,7 +88,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     rows_read: RowsRead
     whole_from: dict[str, int | None]
     hint: str | UnsetType = UNSET
-    rows_after: int
+    rows_after: int = 0
     cells: list[Cell]
     cursor: str | None
 
@@ -155,7 +156,8 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
         keys: the number of keys that there were.
         family: the family's name.
         map_revision: the revision of the worker's map.
-        from_ms: the start of the range of all pages, of a whole window.
+        from_ms: the start of the range of all pages, of a whole window. A worker of 0.2.0 sends
+            neither range nor ``rows_after``: they are 0 then.
         to_ms: its end.
         asked: the instants that were asked for, if they are others.
         exactness: ``exact``, ``settling`` or ``partial``.
@@ -178,8 +180,8 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
     keys: int | UnsetType = UNSET
     family: str
     map_revision: int
-    from_ms: int = msgspec.field(name="from")
-    to_ms: int = msgspec.field(name="to")
+    from_ms: int = msgspec.field(name="from", default=0)
+    to_ms: int = msgspec.field(name="to", default=0)
     asked: Asked | UnsetType = UNSET
     exactness: Literal["exact", "settling", "partial"]
     final: bool
@@ -190,7 +192,7 @@ class FamilyPage(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost
     plan: Plan
     hint: str | UnsetType = UNSET
-    rows_after: int
+    rows_after: int = 0
     cells: list[Row]
     cursor: str | None
 

@@ -182,8 +182,9 @@ def cells(
     pages, found, left = yield from _pages(Page, path, parameters, limit, page_cells)
     first, partial = pages[0], any(one.partial for one in pages)
     return Answer(
-        first.layer, partial, left > 0, found, first.whole_from, left, first.from_ms, first.to_ms
-    )
+        first.layer, partial, _more(pages, left), found, first.whole_from, left, first.from_ms,
+        first.to_ms,
+    )  # fmt: skip
 
 
 def cells_frame(
@@ -215,7 +216,7 @@ def rows(
     first, exactness = pages[0], max((one.exactness for one in pages), key=_EXACTNESS.index)
     return FamilyAnswer(
         first.family, exactness, first.as_of, first.watermark_ms, first.data_age_ms, found,
-        left > 0, first.whole_from, left, first.from_ms, first.to_ms,
+        _more(pages, left), first.whole_from, left, first.from_ms, first.to_ms,
     )  # fmt: skip
 
 
@@ -314,6 +315,11 @@ def _pages(
         if one.cursor is None or (limit is not None and len(found) >= limit):
             cut = 0 if left is None else max(0, len(one.cells) - left)
             return pages, found, cut + one.rows_after
+
+
+def _more(pages: Sequence[Page | FamilyPage], left: int) -> bool:
+    """Return whether rows follow those that were read; a worker of 0.2.0 does not count them."""
+    return left > 0 or pages[-1].cursor is not None
 
 
 def _page_limit(size: int | None, left: int | None, before: int) -> int | None:

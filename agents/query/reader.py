@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import polars as pl
@@ -26,13 +26,22 @@ from tables.model.cost import QueryCost
 from tables.model.errors import PartialError, QueryError
 from tables.model.keyhash import key_hash
 from tables.model.layer import Layer, Map
+from tables.model.topic_partition import named
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tables.query.cell_query import Limits
 from tables.query.cover import Segment
 from tables.query.facts import KnownFacts, PartitionFacts, check_began, later_measures
 from tables.query.family import FamilyQuery, KeyFilter
 from tables.query.live import LiveRead, LiveRows
-from tables.query.planner import QueryPlan, boundaries_of, bounded, plan
+from tables.query.planner import (
+    LayerFacts,
+    QueryPlan,
+    boundaries_of,
+    bounded,
+    plan,
+    unknown_ends,
+    windows_at,
+)
 from tables.state.cell import no_rows, stacked, whole_only
 from tables.threads import gathered
 
@@ -156,6 +165,7 @@ class Reader:
 
         Raises:
             QueryError: the request cannot be answered; see :func:`tables.query.planner.plan`.
+            PartialError: an end is open, and the owners that know its window do not answer.
         """
         base = BaseRead(self._map, query.family.base)
         _, planned = await self._plan(query, base, QueryCost(), _now() + PATIENCE_S)
@@ -166,8 +176,7 @@ class Reader:
     ) -> tuple[FamilyQuery, QueryPlan]:
         """Return the request, with open ends at the windows there are now, and its plan."""
         layers = [*query.layers, base.combiner] if base.combiner else query.layers
-        is_open = query.asked.is_open and query.after is None
-        if stale := self._stale(layers, 0.0 if is_open else FACTS_S_MAX):
+        if stale := self._stale(layers, 0.0 if query.is_unbounded else FACTS_S_MAX):
             await self._ask(stale, cost, until)
         now_ms = self._clock_ms()
         facts = {layer.name: self._facts.of(layer, now_ms) for layer in query.layers}
@@ -182,18 +191,37 @@ class Reader:
             first_ms=min(facts[name].first_ms, folded.first_ms),
             last_ms=folded.last_ms,
         )
-        if is_open:
+        if query.is_unbounded:
+            self._check_ends(query, base, facts)
             query = bounded(query, facts)
         if boundaries_of(query) <= PLAN_AT_ONCE_BOUNDARIES_MAX:
             return query, plan(query, facts, self._limits.cells_max)
         return query, await self.threads.run(plan, query, facts, self._limits.cells_max)
+
+    def _check_ends(
+        self, query: FamilyQuery, base: BaseRead, facts: Mapping[str, LayerFacts]
+    ) -> None:
+        """Refuse an open end whose window is not known because owners are silent."""
+        layers = dict.fromkeys((base.folded, base.base))
+        silent = [
+            (self._map.input_topic(layer), partition)
+            for layer in layers
+            for partition in self._facts.silent(layer)
+        ]
+        if silent and (ends := unknown_ends(query, facts)):
+            raise PartialError(
+                f"cannot read family {query.family.name}: owners of {named(silent)} do not answer"
+                f" yet, and they know {windows_at(ends)}; ask again later, or give"
+                f" {' and '.join(ends)}"
+            )
 
     async def answer(self, query: FamilyQuery) -> FamilyResult:
         """Return the rows of a request; wait, if it demands so, until they are young enough.
 
         Raises:
             QueryError: the request cannot be answered.
-            PartialError: owners do not answer, and the request wants no answer without them.
+            PartialError: owners do not answer, and the request wants no answer without them, or an
+                end is open and they know its window.
             ArchiveError: the archive does not answer.
         """
         while True:
@@ -247,8 +275,9 @@ class Reader:
             rows = await base.read(ask, query, live, self._stale(query.layers, FACTS_AGAIN_S))
             facts = list(rows.facts.values())
             exactness: Exactness = planned.exactness
+            # Of open ends, an owner that is silent may have windows before or after the range.
             if any(part.lacks_owners for part in parts) or (
-                live and len(facts) < base.folded.partitions
+                (live or asked.is_unbounded) and len(facts) < base.folded.partitions
             ):
                 exactness = "partial"
             if exactness != "exact" or not live or not base.are_torn(parts, rows):

@@ -85,7 +85,7 @@ class Question:
         frame = self._paged(lambda rows: self._frame(client, rows, heads.append))
         partial = any(head.get("partial") or head.get("exactness") == "partial" for head in heads)
         notes = _notes(heads[0]["whole_from"], partial=partial)
-        return frame, notes + _cut(heads[-1]["rows_after"], is_family=self.is_family)
+        return frame, notes + _cut(heads[-1].get("rows_after", 0), is_family=self.is_family)
 
     def _frame(self, client: QueryClient, page_rows: int | None, on_page: OnPage) -> Any:
         if self.is_family:
@@ -186,7 +186,7 @@ def _check_forms(forms: Mapping[str, bool], *, watch: bool, has_steps: bool) -> 
 
 def _print_json(answer: Answer | FamilyAnswer) -> None:
     click.echo(printable_json(_json(answer), orjson.OPT_INDENT_2))
-    _note(_notes_of(answer) + _cut(answer.rows_after, is_family=isinstance(answer, FamilyAnswer)))
+    _note(_notes_of(answer) + _cut_of(answer))
 
 
 def _write(frame: Any, notes: list[str], parquet_file: Path | None) -> None:
@@ -255,10 +255,23 @@ def _notes_of(answer: Answer | FamilyAnswer) -> list[str]:
 
 def _notes(whole_from: Mapping[str, int | None], *, partial: bool) -> list[str]:
     notes = [PARTIAL] if partial else []
+    measures: dict[int | None, list[str]] = {}
     for name, whole_ms in whole_from.items():
+        measures.setdefault(whole_ms, []).append(name)
+    for whole_ms, names in measures.items():
         since = "some time that is not known yet" if whole_ms is None else time_text(whole_ms)
-        notes.append(f"{name}: the layer has it since {since}; before, it is empty")
+        words = ("it", "it is") if len(names) == 1 else ("them", "they are")
+        named = ", ".join(names)
+        notes.append(f"{named}: the layer has {words[0]} since {since}; before, {words[1]} empty")
     return notes
+
+
+def _cut_of(answer: Answer | FamilyAnswer) -> list[str]:
+    is_family = isinstance(answer, FamilyAnswer)
+    if answer.more and not answer.rows_after:
+        # A worker of 0.2.0 does not count them.
+        return [f"… more {'rows' if is_family else 'cells'}; --limit 0 shows all"]
+    return _cut(answer.rows_after, is_family=is_family)
 
 
 def _cut(rows: int, *, is_family: bool) -> list[str]:
@@ -269,21 +282,20 @@ def _cut(rows: int, *, is_family: bool) -> list[str]:
 
 def _drawn(answer: Answer | FamilyAnswer, console: Console, *, bars: bool) -> Group:
     """Return the table, the marks of measures and rows that it has not, and a line about it."""
-    is_family = isinstance(answer, FamilyAnswer)
-    about = range_text(answer.from_ms, answer.to_ms)
+    about = [range_text(answer.from_ms, answer.to_ms)]
     marks: list[str] = []
     if isinstance(answer, Answer):
         title = f"{answer.layer} (partial)" if answer.partial else answer.layer
         table, marks = cells_table(title, answer.cells, console.width)
-        about = f"{counted(len(answer.cells), 'cell')}, {about}"
+        about = [counted(len(answer.cells), "cell"), *about]
     elif bars and answer.rows:
         table = sparks_table(answer.family, answer)
-        about = f"{about}, {caption(answer)}"
+        about = [*about, caption(answer)]
     else:
         table, marks = cells_table(answer.family, answer.rows, console.width)
-        about = f"{counted(len(answer.rows), 'row')}, {about}, {caption(answer)}"
+        about = [counted(len(answer.rows), "row"), *about, caption(answer)]
     table.caption = None
-    lines = [*marks, about, *_cut(answer.rows_after, is_family=is_family)]
+    lines = [*marks, ", ".join(filter(None, about)), *_cut_of(answer)]
     return Group(table, *map(Text, lines))
 
 

@@ -89,8 +89,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def range_text(from_ms: int, to_ms: int) -> str:
-    """Return a range in words."""
-    return f"from {time_text(from_ms)} to {time_text(to_ms)}"
+    """Return a range in words; empty without one, as a worker of 0.2.0 answers."""
+    return f"from {time_text(from_ms)} to {time_text(to_ms)}" if (from_ms, to_ms) != (0, 0) else ""
 
 
 def by_key(rows: Sequence[Row]) -> dict[tuple[Value, ...], dict[int, Row]]:

@@ -18,12 +18,11 @@ from app.kafka.assignor import pairs
 from app.kafka.transport import NO_GENERATION, Transport
 from tables.archive.protocol import Archive
 from tables.model.layer import Map
+from tables.model.topic_partition import named
 
 Source = Callable[[], Iterable[str]]
 
 READY = "restored and caught up"
-NAMED_MAX = 3
-"""The partitions that a sentence names; it gives the number of the others."""
 
 
 def reasons(
@@ -79,7 +78,7 @@ def unowned(themap: Map, transport: Transport) -> Iterator[str]:
     wanted = pairs({topic: range(count) for topic, count in themap.inputs().items()})
     lacking = sorted(wanted - transport.group.urls.keys())
     if lacking and transport.statistics().generation != NO_GENERATION:
-        yield f"no worker of the group owns {names(lacking)}"
+        yield f"no worker of the group owns {named(lacking)}"
 
 
 def reading(transport: Transport, behind_records_max: int) -> Iterator[str]:
@@ -89,7 +88,7 @@ def reading(transport: Transport, behind_records_max: int) -> Iterator[str]:
     one chunk.
     """
     if unserved := transport.unserved():
-        yield f"{names(unserved)} are assigned, and neither read nor restored"
+        yield f"{named(unserved)} are assigned, and neither read nor restored"
     if restoring := transport.statistics().restoring:
         yield f"restoring {restoring} partitions"
     lags = transport.lag_records().values()
@@ -105,10 +104,3 @@ def paused(pressure: Pressure) -> Iterator[str]:
     for gate in pressure.gates:
         if gate.reasons:
             yield f"{gate.name} are paused: {'; '.join(gate.words())}"
-
-
-def names(partitions: list[tuple[str, int]]) -> str:
-    """Return the first partitions of a list by name, and how many more there are."""
-    shown = ", ".join(f"{topic}[{partition}]" for topic, partition in partitions[:NAMED_MAX])
-    more = len(partitions) - NAMED_MAX
-    return f"{shown} and {more} more" if more > 0 else shown

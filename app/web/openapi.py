@@ -48,6 +48,7 @@ def openapi(themap: Map, limits: Limits, routes: Sequence[Route], *, token: bool
     for component in components.values():
         words = inspect.cleandoc(component["description"])
         component["description"] = words.partition("\n\nAttributes:")[0]
+        _require_defaults(component)
     schemas = dict(zip(types, found, strict=True))
     document: dict[str, Any] = {
         "openapi": VERSION,
@@ -67,6 +68,16 @@ def openapi(themap: Map, limits: Limits, routes: Sequence[Route], *, token: bool
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
     return document
+
+
+def _require_defaults(component: dict[str, Any]) -> None:
+    """Require fields that have a default: it is for clients that read answers of older workers."""
+    fields, required = component["properties"], component["required"]
+    component["required"] = [
+        name for name, schema in fields.items() if name in required or "default" in schema
+    ]
+    for schema in fields.values():
+        schema.pop("default", None)
 
 
 def _operations(

@@ -96,7 +96,10 @@ class QueryError(TreasureMapError):
 
 
 class PartialError(TreasureMapError):
-    """Some owners do not answer, and a partial answer is not wanted; maps to HTTP 503."""
+    """Some owners do not answer, and there can be, or must be, no answer without them.
+
+    It maps to HTTP 503.
+    """
 
 
 class DeltaTooLargeError(TreasureMapError):

@@ -96,19 +96,27 @@ class KnownFacts:
         """Return :func:`whole_of` the partitions of which something is known."""
         return whole_of(self._known.get(layer.name, {}).values())
 
+    def silent(self, layer: Layer) -> list[int]:
+        """Return the partitions of a layer's input of which nothing is known."""
+        known = self._known.get(layer.name, {})
+        return [partition for partition in range(layer.partitions) if partition not in known]
+
     def of(self, layer: Layer, now_ms: int) -> LayerFacts:
         """Return the facts of a layer, which may be empty.
 
-        While some partitions are not known, those that are say how many cells there may be.
+        While some partitions are not known, those that are say how many cells there may be, and
+        between which windows unless they have no window.
         """
         facts = self._all(layer)
         if not facts:
             some = self._known.get(layer.name, {}).values()
+            firsts = [fact.first_ms for fact in some if fact.first_ms < NEVER_ENDS_MS]
+            lasts = [fact.last_ms for fact in some if fact.last_ms > NEVER_MS]
             return dataclasses.replace(
                 NOTHING_KNOWN,
                 cells=sum(fact.cells for fact in some) or 1.0,
-                first_ms=min((fact.first_ms for fact in some), default=NEVER_MS),
-                last_ms=max((fact.last_ms for fact in some), default=NEVER_ENDS_MS),
+                first_ms=min(firsts, default=NEVER_MS),
+                last_ms=max(lasts, default=NEVER_ENDS_MS),
             )
         kept_ms = NEVER_MS
         if layer.archive_ttl_ms:

@@ -114,6 +114,11 @@ class FamilyQuery:
     explain: bool = False
     ranked: Measure | None = None
 
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether an end is open; the cursor of a later page has both ends."""
+        return self.asked.is_open and self.after is None
+
 
 def family_of(themap: Map, name: str) -> Family:
     """Return the family that layer ``name`` is in, the base layer or any other of it.
@@ -154,7 +159,7 @@ def family_parameters(family: Family, limits: Limits) -> tuple[Parameter, ...]:
         Parameter("cursor", "That of the page before, unchanged.", str, {"type": "string"}),
         Parameter.whole("deadline_ms", "How long the answer may take.", 1, limits.deadline_ms_max),
         Parameter.whole(
-            "max_staleness_ms", "How old the answer's data may be.", 0, limits.deadline_ms_max
+            "max_staleness_ms", "How old the answer's data may be.", 1, limits.deadline_ms_max
         ),
         Parameter.choice(
             "partial", "Whether an answer that lacks an owner is wanted.", ["allow", "refuse"]

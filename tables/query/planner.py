@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from tables.measures.registry import stored_for
@@ -76,6 +76,24 @@ def boundaries_of(query: FamilyQuery) -> int:
     return sum(span_ms // window.shortest_ms for window in windows)
 
 
+def unknown_ends(query: FamilyQuery, facts: Mapping[str, LayerFacts]) -> list[str]:
+    """Return the open ends, ``from`` or ``to``, of which nothing is known."""
+    known = facts.get(query.family.base.name, LayerFacts())
+    first_ms = max(known.first_ms, known.complete_ms, known.kept_ms)
+    unknown = []
+    if query.asked.asked_from_ms is None and first_ms == NEVER_MS:
+        unknown.append("from")
+    if query.asked.asked_to_ms is None and known.last_ms == NEVER_ENDS_MS:
+        unknown.append("to")
+    return unknown
+
+
+def windows_at(ends: Iterable[str]) -> str:
+    """Return words for the windows at these ends of a range."""
+    words = {"from": "the first window", "to": "the last window"}
+    return " and ".join(words[end] for end in ends)
+
+
 def bounded(query: FamilyQuery, facts: Mapping[str, LayerFacts]) -> FamilyQuery:
     """Return a query whose open ends are those of the windows there are.
 
@@ -130,7 +148,7 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
         if steps > cells_max:
             raise QueryError(
                 f"cannot read family {query.family.name}: too many steps; got {steps} of"
-                f" {query.step} {_between(query, known)}; want at most {cells_max}"
+                f" {query.step} {_between(query, facts)}; want at most {cells_max}"
                 " (query_cells_max); ask for a shorter range or longer steps"
             )
     exact = _plan(query, facts, "exact")
@@ -147,13 +165,19 @@ def plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], cells_max: int) ->
     )
 
 
-def _between(query: FamilyQuery, known: LayerFacts) -> str:
-    """Return the range in which windows of the base, of these facts, were counted, in words."""
+def _between(query: FamilyQuery, facts: Mapping[str, LayerFacts]) -> str:
+    """Return the range in which windows of the base were counted, in words."""
     window = query.family.base.window
+    known = facts.get(query.family.base.name, LayerFacts())
     start, stop = known.with_cells(query.from_ms, query.to_ms)
     span = f"from {time_text(window.start(start))} to {time_text(window.first_start(stop))}"
     if known.first_ms > NEVER_MS and known.last_ms < NEVER_ENDS_MS:
         return f"{span}, where there are windows"
+    if query.is_unbounded and (ends := unknown_ends(query, facts)):
+        return (
+            f"{span}, by the calendar: a journal or a worker of an earlier version does not know"
+            f" {windows_at(ends)}; give {' and '.join(ends)}"
+        )
     return (
         f"{span}, by the calendar: the first and the last window are not known, as while workers"
         " start (/v1/cluster has their state)"
@@ -172,8 +196,7 @@ def _counts(query: FamilyQuery, planned: QueryPlan, facts: Mapping[str, LayerFac
         for name, count in windows.items()
         if count
     ]
-    known = facts.get(query.family.base.name, LayerFacts())
-    return f"these are {' and '.join(parts)}, {_between(query, known)}"
+    return f"these are {' and '.join(parts)}, {_between(query, facts)}"
 
 
 def _plan(query: FamilyQuery, facts: Mapping[str, LayerFacts], exactness: Exactness) -> QueryPlan:

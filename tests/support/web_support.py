@@ -12,6 +12,7 @@ import aiohttp
 import orjson
 import polars as pl
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from app.config.settings import Settings
 from app.host.background import Background
@@ -240,6 +241,34 @@ async def served(
         await looking.stop()
         await archive.close()
         assert not failures
+
+
+@contextlib.asynccontextmanager
+async def release_before(url: str) -> AsyncIterator[str]:
+    """Serve an endpoint's answers as 0.2.0 does: without their range and the rows after them."""
+    later = {"from", "to", "asked", "rows_after"}
+
+    def older(page: str | bytes) -> bytes:
+        fields = orjson.loads(page)
+        return orjson.dumps({name: fields[name] for name in fields if name not in later})
+
+    async def answer(request: web.Request) -> web.Response:
+        asked = {"Accept": request.headers["Accept"]}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(url + request.path_qs, headers=asked) as response,
+        ):
+            body, kind, sent = await response.read(), response.content_type, response.headers
+        headers = {name: sent[name] for name in sent if name.startswith("Treasure-Map-")}
+        if "Treasure-Map-Answer" in headers:
+            headers["Treasure-Map-Answer"] = older(headers["Treasure-Map-Answer"]).decode()
+        body = older(body) if kind == "application/json" else body
+        return web.Response(body=body, status=response.status, headers=headers, content_type=kind)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server:
+        yield str(server.make_url("")).rstrip("/")
 
 
 async def get(url: str, **headers: str) -> tuple[int, Any, dict[str, str]]:

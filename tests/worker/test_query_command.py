@@ -24,7 +24,7 @@ from tables.model.errors import QueryError, SettingError
 from tests.support.common import HOUR_MS, small_map
 from tests.support.pki import Authority
 from tests.support.servers import free_ports
-from tests.support.web_support import in_thread, served, stored
+from tests.support.web_support import in_thread, release_before, served, stored
 
 MAP = small_map()
 DAY = ["--from", "1970-01-01", "--to", "1970-01-02"]
@@ -214,6 +214,28 @@ async def test_times_of_the_clock_and_open_ends_are_sent_on(tmp_path: Path) -> N
         assert "0 cells, from 20" in result.stdout
         with pytest.raises(QueryError, match="from: not a time; got 'noon'"):
             await run("hour", "--from", "noon", "--url", url)
+
+
+async def test_a_worker_that_starts_is_asked_again_later(tmp_path: Path) -> None:
+    """The refusal says so, instead of the number of steps in the calendar."""
+    async with served(MAP, tmp_path, ROWS) as (view, url):
+        view.live.served = set()
+        for form in ([], ["--csv"], ["--json"]):
+            with pytest.raises(QueryError, match=r"owners of .* do not answer yet.* ask again"):
+                await run("hour", "--step", "day", *form, "--url", url)
+
+
+async def test_answers_of_the_release_before_are_shown(tmp_path: Path) -> None:
+    """They have neither the range nor the number of rows after them; nothing is made up."""
+    async with served(MAP, tmp_path, ROWS) as (_, url), release_before(url) as older:
+        result = await run("hour", *DAY, "--limit", "2", "--url", older)
+        assert result.stdout.splitlines()[-2:] == ["2 cells", "… more cells; --limit 0 shows all"]
+        result = await run("hour", *DAY, "--step", "1h", "--limit", "2", "--url", older)
+        assert result.stdout.splitlines()[-2:] == [
+            "2 rows, exact", "… more rows; --limit 0 shows all",
+        ]  # fmt: skip
+        result = await run("hour", *DAY, "--csv", "--url", older)
+        assert (len(result.stdout.splitlines()), result.stderr) == (6, "")
 
 
 async def test_the_address_is_that_of_the_settings(tmp_path: Path) -> None:

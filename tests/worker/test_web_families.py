@@ -215,6 +215,9 @@ async def test_data_may_be_wanted_younger_than_it_is(tmp_path: Path) -> None:
         view.live.fresh_ms = time.time_ns() // 1_000_000
         status, body, _ = await get(f"{url}{FAMILY}&max_staleness_ms=9000")
         assert (status, body["data_age_ms"] < 9_000) == (200, True)
+        status, body, _ = await get(f"{url}{FAMILY}&max_staleness_ms=0")
+        want = "max_staleness_ms: got '0'; want a whole number from 1 to 10000"
+        assert (status, want in body["detail"]) == (400, True)
 
 
 async def test_the_top_keys_of_a_layer(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tables.model.window import NEVER_ENDS_MS, NEVER_MS
 from tests.support.common import HOUR_MS, small_map
 from tests.support.web_support import get, in_thread, served, stored
-from treasure_map import QueryClient, Range
+from treasure_map import QueryClient, QueryFailedError, Range
 
 MAP = small_map()
 CELLS, FAMILY, TOP = "layers/hour/cells", "families/hour/cells", "layers/hour/top"
@@ -178,3 +178,90 @@ async def test_too_large_a_question_is_told_in_numbers(tmp_path: Path) -> None:
         )
         _, body, _ = await get(f"{url}{ask}&step=30m")
         assert "too many steps; got 22 of 30m from 1970-01-01T08:00:00Z" in body["detail"]
+
+
+SILENT = "flights.raw[0], flights.raw[1] do not answer yet"
+
+
+@pytest.mark.parametrize(
+    ("words", "ends", "windows"),
+    [
+        ("", "from and to", "the first window and the last window"),
+        ("from=1970-01-01", "to", "the last window"),
+        ("to=1970-01-02", "from", "the first window"),
+    ],
+)
+@pytest.mark.parametrize(
+    "path", [f"{FAMILY}?step=day", f"{FAMILY}?explain=true", f"{TOP}?by=count"]
+)
+async def test_an_open_end_waits_for_the_owners_that_know_it(
+    tmp_path: Path, path: str, words: str, ends: str, windows: str
+) -> None:
+    """A worker that starts is asked again, by programs too; what has been known once is enough."""
+    async with served(MAP, tmp_path, ROWS[::2], ROWS[1::2]) as (view, url):
+        view.live.first_ms, view.live.last_ms = 8 * HOUR_MS, 19 * HOUR_MS + 5
+        ask = f"{url}/v1/{path}&{words}"
+        view.live.served = set()
+        status, body, headers = await get(ask)
+        assert (status, headers["Retry-After"]) == (503, "1")
+        want = f"{SILENT}, and they know {windows}; ask again later, or give {ends}"
+        assert body["detail"].endswith(want)
+        whole = f"{url}/v1/{path}&from=1970-01-01&to=1970-01-02"
+        assert (await get(whole))[0] == 200
+        for owners, exactness in ([0], "partial"), ([0, 1], "exact"), ([], "partial"):
+            view.live.served = set(owners)
+            status, body, _ = await get(ask)
+            assert (status, body.get("exactness", exactness)) == (200, exactness)
+
+
+async def test_clients_are_told_when_to_ask_for_open_ends_again(tmp_path: Path) -> None:
+    """Rows, frames and the first keys."""
+    async with served(MAP, tmp_path, ROWS) as (view, url):
+        view.live.served = set()
+        with QueryClient(url) as client:
+            for ask in (
+                lambda: client.rows("hour", Range(step="day")),
+                lambda: client.frame("hour", Range("1970-01-01", step="day")),
+                lambda: client.top("hour", "count", Range()),
+            ):
+                with pytest.raises(QueryFailedError, match=r"they know .* ask again") as caught:
+                    await in_thread(ask)
+                assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
+
+
+async def test_partitions_without_windows_do_not_say_that_there_are_none(tmp_path: Path) -> None:
+    """While another owner is silent, no answer is exact for want of windows."""
+    async with served(MAP, tmp_path) as (view, url):
+        view.live.first_ms, view.live.last_ms = NEVER_ENDS_MS, NEVER_MS
+        view.live.served = {0}
+        status, body, _ = await get(f"{url}/v1/{FAMILY}")
+        assert (status, "owners of flights.raw[1] do not" in body["detail"]) == (503, True)
+        view.live.served = {0, 1}
+        _, body, _ = await get(f"{url}/v1/{FAMILY}")
+        assert (body["exactness"], body["cells"]) == ("exact", [])
+        view.live.served = {0}
+        _, body, _ = await get(f"{url}/v1/{FAMILY}")
+        assert (body["exactness"], body["cells"]) == ("partial", [])
+        status, body, _ = await get(f"{url}/v1/{FAMILY}?partial=refuse")
+        assert (status, "some owners do not answer" in body["detail"]) == (503, True)
+
+
+@pytest.mark.parametrize(
+    ("last_ms", "windows", "ends"),
+    [
+        (19 * HOUR_MS, "the first window", "from"),
+        (NEVER_ENDS_MS, "the first window and the last window", "from and to"),
+    ],
+)
+async def test_where_a_journal_does_not_know_its_windows_the_ends_are_wanted(
+    tmp_path: Path, last_ms: int, windows: str, ends: str
+) -> None:
+    """Asking again does not help: journals and workers of earlier versions never know them."""
+    async with served(MAP, tmp_path, ROWS, query_cells_max=100) as (view, url):
+        view.live.last_ms = last_ms
+        for words in ("step=day", "group=-"):
+            status, body, headers = await get(f"{url}/v1/{FAMILY}?{words}")
+            assert (status, "Retry-After" in headers) == (400, False)
+            assert f"earlier version does not know {windows}; give {ends};" in body["detail"]
+        status, _, _ = await get(f"{url}/v1/{FAMILY}?step=day&from=1970-01-01&to=1970-01-02")
+        assert status == 200

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.common import DAY_MS, HOUR_MS, small_map
 from tests.support.servers import free_ports
-from tests.support.web_support import FrameCells, frame, in_thread, served, stored
+from tests.support.web_support import FrameCells, frame, in_thread, release_before, served, stored
 from treasure_map import LiveCell, QueryClient, QueryFailedError, Range
 from treasure_map.events import EventReader
 from treasure_map.query_async import AsyncQueryClient
@@ -102,6 +102,23 @@ async def test_frames_come_as_arrow(tmp_path: Path) -> None:
     assert found["window_start"].unique().sort().dt.epoch("ms").to_list() == [
         hour * HOUR_MS for hour in range(4)
     ]
+
+
+async def test_pages_of_the_release_before_are_read(tmp_path: Path) -> None:
+    """They have no range and do not count the rows after them: 0 then, but there may be more."""
+    async with (
+        served(MAP, tmp_path, ROWS) as (_, url),
+        release_before(url) as older,
+        AsyncQueryClient(older) as client,
+    ):
+        for limit, is_cut in (2, True), (12, False), (None, False):
+            rows = await client.rows("hour", DAY, limit=limit)
+            cells = await client.cells("hour", {}, 0, DAY_MS, limit=limit)
+            for answer, found in (rows, rows.rows), (cells, cells.cells):
+                assert (len(found), answer.more) == (limit or 12, is_cut)
+                assert (answer.rows_after, answer.from_ms, answer.to_ms) == (0, 0, 0)
+        assert (await client.frame("hour", DAY)).height == 12
+        assert (await client.top("hour", "count", Range(0, DAY_MS))).rows_after == 0
 
 
 async def test_top_keys_and_filters(tmp_path: Path) -> None:

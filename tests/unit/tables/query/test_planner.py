@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from tables.model.errors import QueryError
 from tables.model.window import MONTH, NEVER_ENDS_MS, NEVER_MS
 from tables.query.cell_query import Limits, UnknownLayerError
 from tables.query.family import FamilyQuery, family_of, parse_family_query
-from tables.query.planner import LayerFacts, boundaries_of, bounded, plan
+from tables.query.planner import LayerFacts, boundaries_of, bounded, plan, unknown_ends
 from tests.support.common import DAY_MS, HOUR_MS, dataclasses_replace, small_map
 from tests.support.plans import FINAL, MAP, ask, read
 
@@ -179,6 +180,28 @@ def test_open_ends_are_the_first_and_the_last_window() -> None:
     assert read(bounded(query, {"hour": nothing}), hour=nothing) == []
     unknown = bounded(query, {})
     assert (unknown.from_ms, unknown.to_ms) == (query.from_ms, query.to_ms)
+
+
+@pytest.mark.parametrize("first", ["first_ms", "complete_ms", "kept_ms", ""])
+@pytest.mark.parametrize("last", ["last_ms", ""])
+@pytest.mark.parametrize(
+    "words", [{}, {"from": "0"}, {"to": "432000000"}, {"from": "0", "to": "now"}]
+)
+def test_ends_of_which_nothing_is_known_stay(first: str, last: str, words: dict[str, str]) -> None:
+    """All others are those of windows; an end that was given is never unknown."""
+    query = open_query(**words)
+    known: dict[str, Any] = {name: 3 * HOUR_MS for name in (first, last) if name}
+    facts = {"hour": LayerFacts(**known)}
+    found = bounded(query, facts)
+    stay = [
+        name
+        for name, one, other in (
+            ("from", found.from_ms, query.from_ms), ("to", found.to_ms, query.to_ms),
+        )
+        if one == other and name not in words
+    ]  # fmt: skip
+    assert unknown_ends(query, facts) == stay
+    assert unknown_ends(query, {"hour": LayerFacts(first_ms=NEVER_ENDS_MS, last_ms=NEVER_MS)}) == []
 
 
 def test_an_open_start_is_the_first_that_can_be_answered() -> None:
