@@ -16,7 +16,6 @@ import bisect
 import dataclasses
 import functools
 import itertools
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -29,11 +28,8 @@ from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException, KafkaConnectionError, KafkaError
 
-from agents.tasks import within
 from app.kafka.record_batches import NO_TIME_MS, Batch, Batches
 from tables.record.chunk import Headers, RecordFault, Run
-
-log = logging.getLogger(__name__)
 
 
 class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]  # aiokafka comes without types here
@@ -55,7 +51,6 @@ fetcher.MemoryRecords = Batches
 aiokafka_conn.AIOKafkaProtocol = _Protocol
 
 _LOG_APPEND_TIME = 1
-LEAVE_SECONDS_MAX = 2.0
 
 
 class UnreadableError(Exception):
@@ -342,59 +337,6 @@ def check_metadata(user: AIOKafkaConsumer | AIOKafkaProducer) -> None:
 def refused_topics(consumer: AIOKafkaConsumer) -> set[str]:
     """Return the topics that brokers do not show to this user, of those that were asked for."""
     return set(consumer._client.cluster.unauthorized_topics)
-
-
-async def stop(consumer: AIOKafkaConsumer) -> None:
-    """Close a consumer that commits by itself nothing, and leave its group, also in generation 0.
-
-    ``consumer.stop()`` does not leave that one, because Kafka's first generation is 1. The embedded
-    broker's is 0, and it shows a member that did not leave until another one joins.
-    """
-    coordinator = consumer._coordinator
-    if coordinator is not None and coordinator.generation == 0:
-        coordinator.generation = 1
-    await consumer.stop()
-
-
-async def abandon(consumer: AIOKafkaConsumer) -> None:
-    """Close a consumer whose ``stop()`` does not end: leave the group without waiting for its join.
-
-    ``stop()`` lets a running join end first, and a join waits for all members.
-    """
-    coordinator = consumer._coordinator
-    consumer._closed = True
-    if coordinator is not None:
-        tasks = [coordinator._coordination_task, coordinator._heartbeat_task]
-        running = [task for task in tasks if task is not None and not task.done()]
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running, timeout=LEAVE_SECONDS_MAX)
-        await asyncio.wait([coordinator.maybe_leave_group()], timeout=LEAVE_SECONDS_MAX)
-    await _disconnect(consumer)
-
-
-async def _disconnect(consumer: AIOKafkaConsumer) -> None:
-    if consumer._fetcher is not None:
-        # Its end is a cancellation if a fetch was about to be tried again.
-        closing = asyncio.create_task(consumer._fetcher.close())
-        await asyncio.wait([closing], timeout=LEAVE_SECONDS_MAX)
-    await consumer._client.close()
-
-
-async def close(consumer: AIOKafkaConsumer, seconds: float) -> None:
-    """Close a consumer of no group, whatever its fetcher is at.
-
-    A fetcher that changes its assignment loses a cancellation, and one whose broker has gone passes
-    it on: then the connections are closed without it.
-    """
-    try:
-        await within(seconds, consumer.stop())
-    except TimeoutError:
-        try:
-            await within(seconds, _disconnect(consumer))
-        except TimeoutError:
-            log.warning("a consumer did not stop within %g s; it is left", seconds)
 
 
 def _is_unwanted(fetched: Any, batch: Any) -> bool:

@@ -13,7 +13,8 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from agents.ports import LogRecord
 from agents.tasks import within
-from app.kafka.aiokafka_private import check_metadata, close, refused_topics
+from app.kafka.aiokafka_close import close
+from app.kafka.aiokafka_private import check_metadata, refused_topics
 from app.kafka.brokers import (
     UNAUTHORIZED,
     NotAllowedError,

@@ -12,7 +12,8 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
 from agents.tasks import within
-from app.kafka.aiokafka_private import close, read_plain
+from app.kafka.aiokafka_close import close
+from app.kafka.aiokafka_private import read_plain
 from app.kafka.brokers import connect_error
 from tables.model.errors import TreasureMapError
 

@@ -24,7 +24,8 @@ from mode import Service
 
 from agents.supervised import supervised
 from agents.tasks import end, within
-from app.kafka.aiokafka_private import Fetched, UnreadableError, abandon, stop
+from app.kafka.aiokafka_close import abandon, stop
+from app.kafka.aiokafka_private import Fetched, UnreadableError
 from app.kafka.assignor import GroupMap, Member
 from app.kafka.brokers import connect_error, patiently
 from app.kafka.lane import Lane

@@ -17,7 +17,7 @@ from app.__main__ import INTERRUPTED, group
 from app.cluster.groups import group_exists
 from app.cluster.topics import topics_found
 from app.demo.embedded_broker import EmbeddedBroker
-from app.kafka.aiokafka_private import stop
+from app.kafka.aiokafka_close import stop
 from tables.archive.embedded import extent as archive_extent
 from tables.archive.embedded.archive import EmbeddedArchive
 from tables.archive.identity import History
