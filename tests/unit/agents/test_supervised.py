@@ -16,6 +16,7 @@ from tests.support.waiting import until
 
 # Tasks that somebody awaits, who gets their error.
 AWAITED = {
+    ("app/kafka/aiokafka_close.py", "consumer._fetcher.close()"),
     ("agents/partition/partition_io.py", "asyncio.to_thread(work, *args)"),
     ("agents/tasks.py", "work"),
     ("app/peers/remote_owners.py", "self._post(url, body, cost)"),
