@@ -101,7 +101,7 @@ def fastavro_module() -> Any:
     """Return the package that reads Avro; raises NoAvroError."""
     try:
         import fastavro  # noqa: PLC0415 - only some workers need it
-        from fastavro.read import LOGICAL_READERS  # noqa: PLC0415
+        from fastavro.read import LOGICAL_READERS  # noqa: PLC0415 - likewise
     except ImportError as error:
         raise NoAvroError(
             f"cannot use Avro: {error}; want the packages of the extra avro; {install('avro')}"

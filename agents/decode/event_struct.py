@@ -220,7 +220,7 @@ def _column(attributes: str) -> Callable[[Sequence[Any]], list[Any]]:
     Python reads an attribute that stands in its code in 14 ns, one of an attrgetter in 25 ns.
     """
     assert all(map(str.isidentifier, attributes.split("."))), attributes
-    column: Callable[[Sequence[Any]], list[Any]] = eval(  # noqa: S307
+    column: Callable[[Sequence[Any]], list[Any]] = eval(  # noqa: S307 - of names that are checked
         f"lambda events: [event.{attributes} for event in events]"
     )
     return column

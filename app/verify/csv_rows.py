@@ -5,6 +5,7 @@ A row that breaks the rules of quotes ends at its first line feed.
 
 from __future__ import annotations
 
+from app.verify.documents import is_text
 from tables.model.layer import RecordForm, Source
 
 Row = dict[str, str]
@@ -42,7 +43,7 @@ def _rows(text: str, mark: str) -> list[list[str] | None]:
             end = len(text) if end < 0 else end + 1
         whole = text[at:end].removesuffix("\n").removesuffix("\r")
         if whole:
-            rows.append(values if _is_text(whole) else None)
+            rows.append(values if is_text(whole) else None)
         at = end
     return rows
 
@@ -76,11 +77,3 @@ def _row(text: str, at: int, mark: str) -> tuple[list[str] | None, int]:
         if text[at] != mark:
             return None, 0
         at += 1
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -82,6 +82,15 @@ def inflated(value: bytes, bytes_max: int) -> bytes | None:
     return bytes(found) if member.eof else None
 
 
+def is_text(text: str) -> bool:
+    """Return whether a text is one of Unicode, and not bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _skip(text: str, at: int) -> int:
     while text[at] in _BLANKS:
         at += 1

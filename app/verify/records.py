@@ -31,7 +31,14 @@ from app.verify.checks import (
     wrong,
 )
 from app.verify.csv_rows import Row, csv_rows
-from app.verify.documents import GZIP_START, Pairs, elements_of, inflated, load_json
+from app.verify.documents import (
+    GZIP_START,
+    Pairs,
+    elements_of,
+    inflated,
+    is_text,
+    load_json,
+)
 from app.verify.protobuf import ProtobufValues
 from tables.model.layer import Source
 from tables.model.path import Path
@@ -388,15 +395,7 @@ def float_time_ms(time: float, unit_ms: int) -> int | None:
 
 def has_broken_name(record: Record) -> bool:
     """Return whether a header's name is not UTF-8; it has surrogates for such bytes."""
-    return any(not name.isascii() and not _is_text(name) for name, _ in record.headers)
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return any(not name.isascii() and not is_text(name) for name, _ in record.headers)
 
 
 def form_of(record: Record, source: Source) -> str:
